@@ -1,0 +1,2 @@
+//! Renders and checks the kernels.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The only crate of lookback that talks to the CUDA driver

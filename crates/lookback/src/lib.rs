@@ -1,0 +1,1 @@
+//! Sequence kernels in hand-written PTX for Rust: the crate that users add

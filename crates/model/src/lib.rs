@@ -1,0 +1,1 @@
+//! Sequence models made of lookback's kernels: configuration, weights, prefill and step

@@ -1,0 +1,1 @@
+//! What blocks need between mixers: GEMM, norms, short convolution, embedding, gates, loss

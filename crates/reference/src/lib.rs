@@ -1,0 +1,1 @@
+//! Naive CPU maths in f64: one readable loop per operation, the oracle of every test

@@ -1,0 +1,1 @@
+//! Gated scans: h[t] = a[t] h[t-1] + b[t], forward and backward

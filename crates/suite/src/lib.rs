@@ -1,0 +1,1 @@
+//! Private: the top-level tests and benches, and their helpers

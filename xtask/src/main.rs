@@ -1,0 +1,2 @@
+//! The checks that CI runs.
+fn main() {}
