@@ -1,1 +1,6 @@
-//! The CUDA driver API on the CPU: a PTX interpreter with a sanitizer and counters
+//! The CUDA driver API on the CPU: a PTX interpreter with a sanitizer and counters.
+//!
+//! PTX text is parsed ([`ptx`]), decoded to a compact program, and run 32 lanes at a time with the CTAs of a grid
+//! interleaved, so that what a GPU would leave to chance is decided by a seed and checked.
+
+pub mod ptx;
