@@ -195,7 +195,7 @@ fn bad(file: &str, field: &Field, want: &str, got: Option<&str>) -> Error {
 fn target(file: &str, field: &Field) -> Result<(String, (u8, u8)), Error> {
     let target = first_word(field);
     let digits = target.strip_prefix("sm_").map(|t| t.trim_end_matches('a'));
-    if !digits.is_some_and(|d| d.parse::<u32>().is_ok()) {
+    if digits.is_none_or(|d| d.parse::<u32>().is_err()) {
         return Err(bad(file, field, "sm_<number>[a]", Some(&target)));
     }
     let word = word_after(field, "version");
