@@ -1,0 +1,48 @@
+//! The device that the tests run on.
+
+use lookback_device::{
+    DeviceInfo, DevicePick,
+    cudarc::driver::{CudaContext, CudaStream},
+    open,
+};
+use std::sync::{Arc, OnceLock};
+
+/// The context that all tests of this process share.
+///
+/// # Panics
+/// When there is neither a GPU nor the emulator, or when `LOOKBACK_REQUIRE_GPU=1` and the device is emulated: a test
+/// without a device proves nothing.
+pub fn context() -> Arc<CudaContext> {
+    static CONTEXT: OnceLock<Arc<CudaContext>> = OnceLock::new();
+    let context = CONTEXT.get_or_init(|| {
+        let context = open(DevicePick::Auto).unwrap_or_else(|e| panic!("{e}"));
+        let info = info_of(&context);
+        let required = std::env::var("LOOKBACK_REQUIRE_GPU").is_ok_and(|v| v == "1");
+        assert!(!(required && info.emulated), "LOOKBACK_REQUIRE_GPU=1, but the device is {}", info.name);
+        context
+    });
+    context.clone()
+}
+
+/// A stream of its own for the calling test.
+pub fn stream() -> Arc<CudaStream> {
+    context().default_stream()
+}
+
+/// Facts about the device.
+pub fn info() -> DeviceInfo {
+    info_of(&context())
+}
+
+/// Whether a GPU runs this test. Prints the skip, so that a log shows what was not proven.
+pub fn gpu_or_skip(test: &str) -> bool {
+    let gpu = !info().emulated;
+    if !gpu {
+        println!("{test}: skipped: no GPU");
+    }
+    gpu
+}
+
+fn info_of(context: &Arc<CudaContext>) -> DeviceInfo {
+    DeviceInfo::of(context).unwrap_or_else(|e| panic!("{e}"))
+}

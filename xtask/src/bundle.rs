@@ -1,0 +1,85 @@
+//! A folder that runs on another x86-64 Linux host without Rust: tests, benches, the command line, assets and `run.sh`.
+
+use crate::{command, command::cargo, root};
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// Every step has its own limit, so that one that hangs does not take the others' results with it.
+const RUN_SH: &str = r#"#!/bin/sh
+# Runs what this folder holds on the device of this host, or on the emulator where there is none.
+# usage: run.sh [OUT]   results go to OUT (default: ./results)
+here=$(cd "$(dirname "$0")" && pwd)
+out=${1:-$here/results}
+mkdir -p "$out"
+failed=0
+step() { # name, seconds, command...
+    name=$1; limit=$2; shift 2
+    if timeout "$limit" "$@" >"$out/$name.log" 2>&1; then echo "ok      $name"; else echo "FAILED  $name ($?)"; failed=1; fi
+}
+cd "$here" || exit 1
+step info 60 ./lookback info
+step check 300 ./lookback check --json
+step ask 120 ./lookback ask assets/phonebook.txt
+for test in tests/*; do step "$(basename "$test")" 300 "$test" --test-threads=1; done
+for bench in benches/*; do [ -x "$bench" ] && step "$(basename "$bench")" 300 "$bench" --bench; done
+exit $failed
+"#;
+
+/// Builds everything in release mode and copies it, stripped, into `dir`.
+pub fn run(dir: &Path) -> Result<(), String> {
+    let io = |e: std::io::Error| format!("{}: {e}", dir.display());
+    for sub in ["tests", "benches", "assets"] {
+        fs::create_dir_all(dir.join(sub)).map_err(io)?;
+    }
+    command::show("build", &mut cargo(&["build", "--release", "--package", "lookback-cli"]))?;
+    let release = root().join("target/release");
+    copy(&release.join("lookback"), &dir.join("lookback"))?;
+    copy(&release.join("deps/liblookback_emulator.so"), &dir.join("liblookback_emulator.so"))?;
+    let kinds = [("tests", vec!["test", "--release"]), ("benches", vec!["bench", "--package", "lookback-suite"])];
+    for (sub, mut args) in kinds {
+        args.extend(["--no-run", "--message-format", "json"]);
+        for (name, path) in executables(&command::capture(sub, &mut cargo(&args))?) {
+            copy(&path, &dir.join(sub).join(name))?;
+        }
+    }
+    for asset in fs::read_dir(root().join("assets")).map_err(io)?.filter_map(Result::ok) {
+        fs::copy(asset.path(), dir.join("assets").join(asset.file_name())).map_err(io)?;
+    }
+    let script = dir.join("run.sh");
+    fs::write(&script, RUN_SH).map_err(io)?;
+    command::capture("chmod", Command::new("chmod").arg("+x").arg(fs::canonicalize(&script).map_err(io)?))?;
+    eprintln!("== bundle: {} bytes in {}", size(dir), dir.display());
+    Ok(())
+}
+
+/// Name and path of every test or bench executable in cargo's messages.
+fn executables(messages: &str) -> Vec<(String, PathBuf)> {
+    let parsed = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    parsed
+        .filter_map(|message| {
+            let path = PathBuf::from(message.get("executable")?.as_str()?);
+            let package =
+                message.get("package_id")?.as_str()?.rsplit(['/', '#']).find(|p| !p.contains('@'))?.to_string();
+            let name = message.get("target")?.get("name")?.as_str()?.to_string();
+            Some((if name.contains(&package) { name } else { format!("{package}-{name}") }, path))
+        })
+        .collect()
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), String> {
+    fs::copy(from, to).map_err(|e| format!("{}: {e}", from.display()))?;
+    command::capture(
+        "strip",
+        Command::new("strip").arg("--strip-debug").arg(fs::canonicalize(to).map_err(|e| e.to_string())?),
+    )
+    .map(drop)
+}
+
+fn size(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok);
+    entries.map(|e| if e.path().is_dir() { size(&e.path()) } else { e.metadata().map_or(0, |m| m.len()) }).sum()
+}
