@@ -1,1 +1,3 @@
 //! Naive CPU maths in f64: one readable loop per operation, the oracle of every test
+
+pub mod measure;

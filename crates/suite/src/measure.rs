@@ -1,74 +1,15 @@
-//! Three errors against an f64 oracle, and the gates they must stay below.
-//!
-//! One error over the whole tensor hides a wrong row, and the largest error alone punishes a long tensor: so all three. The
-//! gates are those of the contracts; nothing in the environment changes them.
+//! Comparison with the oracle, as an assertion.
 
 use lookback_device::DType;
+pub use lookback_reference::measure::{Errors, Gate, errors};
 
-/// Upper bounds of the three errors.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Gate {
-    /// Euclidean norm of the error over that of the reference.
-    pub rel: f64,
-    /// The same for the worst row; a small row is measured against a tenth of the root mean square row.
-    pub row: f64,
-    /// Largest error over largest reference.
-    pub inf: f64,
-}
-
-impl Gate {
-    /// Equal to the last bit.
-    pub const EXACT: Gate = Gate { rel: 0.0, row: 0.0, inf: 0.0 };
-
-    /// The gate of an operation that reads and writes this element type and accumulates in f32.
-    pub fn of(dtype: DType) -> Gate {
-        match dtype {
-            DType::F32 => Gate { rel: 5e-6, row: 1e-5, inf: 1e-5 },
-            DType::F16 => Gate { rel: 6e-4, row: 1e-3, inf: 1e-3 },
-            DType::Bf16 => Gate { rel: 4e-3, row: 8e-3, inf: 8e-3 },
-        }
+/// The gate of an operation that reads and writes this element type and accumulates in f32.
+pub fn gate(dtype: DType) -> Gate {
+    match dtype {
+        DType::F32 => Gate::F32,
+        DType::F16 => Gate::F16,
+        DType::Bf16 => Gate::BF16,
     }
-}
-
-/// The three errors of one output.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Errors {
-    /// See [`Gate::rel`].
-    pub rel: f64,
-    /// See [`Gate::row`].
-    pub row: f64,
-    /// See [`Gate::inf`].
-    pub inf: f64,
-    /// Flat index of the largest error.
-    pub worst: usize,
-}
-
-/// Measures `out` against `reference`, both of rows of `row` elements.
-///
-/// # Errors
-/// The index where one is finite and the other not, or where they are different kinds of non-finite.
-pub fn errors(out: &[f64], reference: &[f64], row: usize) -> Result<Errors, usize> {
-    assert_eq!(out.len(), reference.len(), "lengths differ");
-    let class = |v: f64| (v.is_nan(), v == f64::INFINITY, v == f64::NEG_INFINITY);
-    if let Some(at) = (0..out.len()).find(|&i| class(out[i]) != class(reference[i])) {
-        return Err(at);
-    }
-    let finite: Vec<f64> = reference.iter().map(|v| if v.is_finite() { *v } else { 0.0 }).collect();
-    let error: Vec<f64> = out.iter().zip(reference).map(|(o, r)| if r.is_finite() { o - r } else { 0.0 }).collect();
-    let norm = |v: &[f64]| v.iter().map(|x| x * x).sum::<f64>().sqrt();
-    let row = row.clamp(1, out.len().max(1));
-    let rows = out.len().div_ceil(row).max(1);
-    let floor = 0.1 * norm(&finite) / (rows as f64).sqrt();
-    let over = |e: f64, r: f64| if e == 0.0 { 0.0 } else { e / r.max(f64::MIN_POSITIVE) };
-    let worst_row = error.chunks(row).zip(finite.chunks(row)).map(|(e, r)| over(norm(e), norm(r).max(floor)));
-    let worst = (0..error.len()).max_by(|&i, &j| error[i].abs().total_cmp(&error[j].abs())).unwrap_or(0);
-    let largest = finite.iter().fold(0.0_f64, |m, v| m.max(v.abs()));
-    Ok(Errors {
-        rel: over(norm(&error), norm(&finite)),
-        row: worst_row.fold(0.0, f64::max),
-        inf: over(error.get(worst).map_or(0.0, |e| e.abs()), largest),
-        worst,
-    })
 }
 
 /// Fails with the worst element when an error exceeds its gate. `what` names the case well enough to run it again.
@@ -77,11 +18,14 @@ pub fn errors(out: &[f64], reference: &[f64], row: usize) -> Result<Errors, usiz
 /// When the gate does not hold.
 pub fn assert_close(what: &str, out: &[f64], reference: &[f64], row: usize, gate: Gate) -> Errors {
     match errors(out, reference, row) {
-        Err(at) => panic!("{what}: element {at} is {} where the oracle has {}", out[at], reference[at]),
+        Err(at) => panic!("{what}: element {at} is {:?} where the oracle has {:?}", out.get(at), reference.get(at)),
         Ok(e) => {
-            let holds = e.rel <= gate.rel && e.row <= gate.row && e.inf <= gate.inf;
             let (o, r) = (out.get(e.worst), reference.get(e.worst));
-            assert!(holds, "{what}: {e:?} exceeds {gate:?}; element {} is {o:?}, the oracle has {r:?}", e.worst);
+            assert!(
+                e.within(gate),
+                "{what}: {e:?} exceeds {gate:?}; element {} is {o:?}, the oracle has {r:?}",
+                e.worst
+            );
             e
         }
     }
@@ -92,26 +36,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_of_a_wrong_row_show_in_the_row_error_alone() {
-        let reference: Vec<f64> = (0..6400).map(|i| f64::from(i).sin()).collect();
-        let mut out = reference.clone();
-        out[64..128].iter_mut().for_each(|v| *v *= 1.001);
-        let e = errors(&out, &reference, 64).expect("all finite");
-        assert!(e.rel < 1.1e-4 && e.row > 0.9e-3, "{e:?}");
-    }
-
-    #[test]
-    fn errors_want_the_same_class_of_non_finite() {
-        let nan = f64::NAN;
-        assert_eq!(errors(&[1.0, nan], &[1.0, 2.0], 2), Err(1));
-        assert_eq!(errors(&[1.0, f64::INFINITY], &[1.0, nan], 2), Err(1));
-        assert!(errors(&[1.0, nan], &[1.0, nan], 2).is_ok());
-        assert!(errors(&[], &[], 4).is_ok());
-    }
-
-    #[test]
     #[should_panic(expected = "element 3")]
     fn assert_close_names_the_worst_element() {
-        assert_close("case", &[1.0, 2.0, 3.0, 5.0], &[1.0, 2.0, 3.0, 4.0], 2, Gate::of(DType::F32));
+        assert_close("case", &[1.0, 2.0, 3.0, 5.0], &[1.0, 2.0, 3.0, 4.0], 2, Gate::F32);
     }
 }
