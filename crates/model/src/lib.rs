@@ -1,1 +1,3 @@
 //! Sequence models made of lookback's kernels: configuration, weights, prefill and step
+
+pub mod phonebook;
