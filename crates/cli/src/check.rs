@@ -1,0 +1,143 @@
+//! `lookback check`: every operation against its f64 reference.
+
+use crate::{
+    CliError, Result,
+    ops::{self, Case, Inputs, Operation},
+    session::Session,
+    tensor::{Kind, Tensor},
+};
+use clap::Args;
+use comfy_table::{Table, presets};
+use indicatif::ProgressBar;
+use lookback_device::{DType, DevicePick};
+use lookback_reference::measure::{Gate, errors};
+use serde_json::json;
+
+/// Arguments of `lookback check`.
+#[derive(Args)]
+pub struct Arguments {
+    /// Prints the results as JSON.
+    #[arg(long)]
+    json: bool,
+    /// Only operations and cases whose name contains this text.
+    #[arg(long, default_value = "")]
+    filter: String,
+}
+
+/// One output compared.
+struct Row {
+    operation: &'static str,
+    case: String,
+    output: String,
+    /// Errors in the order rel, row, inf; `None` where the kinds of non-finite differ or the lengths do.
+    errors: Option<[f64; 3]>,
+    gate: Gate,
+}
+
+impl Row {
+    fn passes(&self) -> bool {
+        self.errors.is_some_and(|[rel, row, inf]| rel <= self.gate.rel && row <= self.gate.row && inf <= self.gate.inf)
+    }
+}
+
+/// Compares everything that the filter names; fails if anything is above its gate.
+pub fn check(pick: DevicePick, arguments: &Arguments) -> Result<()> {
+    let session = Session::open(pick)?;
+    let cases = cases(&arguments.filter);
+    if cases.is_empty() {
+        return Err(CliError::input("--filter", format!("nothing is named `{}`", arguments.filter)));
+    }
+    let progress = ProgressBar::new(cases.len() as u64);
+    let mut rows = Vec::new();
+    for (operation, name, case) in cases {
+        rows.extend(compare(&session, operation, name, case)?);
+        progress.inc(1);
+    }
+    progress.finish_and_clear();
+    let failed = rows.iter().filter(|r| !r.passes()).count();
+    if arguments.json { print_json(&session, &rows) } else { print_table(&session, &rows) }
+    if failed > 0 {
+        return Err(CliError::Failed(format!("{failed} of {} outputs are above their gate", rows.len())));
+    }
+    Ok(())
+}
+
+fn cases(filter: &str) -> Vec<(&'static Operation, String, Case)> {
+    let mut all = Vec::new();
+    for operation in ops::ALL {
+        for dtype in DType::ALL {
+            for case in (operation.cases)(dtype) {
+                let name = format!("{} {dtype}", case.name);
+                if format!("{} {name}", operation.name).contains(filter) {
+                    all.push((operation, name, case));
+                }
+            }
+        }
+    }
+    all
+}
+
+fn compare(session: &Session, operation: &'static Operation, case: String, data: Case) -> Result<Vec<Row>> {
+    let inputs = Inputs::new(operation, data.tensors, &data.attributes)?;
+    let outputs = (operation.run)(session, &inputs)?;
+    let reference = (operation.oracle)(&inputs)?;
+    Ok(outputs
+        .iter()
+        .map(|(name, tensor)| {
+            let row = tensor.shape.last().copied().unwrap_or(1);
+            let wanted = reference.get(name).map_or(&[][..], Vec::as_slice);
+            let measured = errors(&tensor.to_f64(), wanted, row).ok();
+            Row {
+                operation: operation.name,
+                case: case.clone(),
+                output: name.clone(),
+                errors: measured.map(|e| [e.rel, e.row, e.inf]),
+                gate: gate(tensor),
+            }
+        })
+        .collect())
+}
+
+/// An f32 output of 16-bit inputs is held to the gate of f32: its oracle reads the same rounded inputs. Indices are exact.
+fn gate(tensor: &Tensor) -> Gate {
+    match tensor.kind {
+        Kind::Float(DType::F32) => Gate::F32,
+        Kind::Float(DType::F16) => Gate::F16,
+        Kind::Float(DType::Bf16) => Gate::BF16,
+        Kind::I32 | Kind::U8 => Gate::EXACT,
+    }
+}
+
+fn print_table(session: &Session, rows: &[Row]) {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(["operation", "case", "output", "rel", "row", "max", "gate (rel)", "result"]);
+    for row in rows {
+        let cells = match row.errors {
+            Some(errors) => errors.map(|e| format!("{e:.1e}")),
+            None => ["non-finite differs", "", ""].map(String::from),
+        };
+        let result = if row.passes() { "ok" } else { "FAILS" };
+        let [rel, worst_row, max] = cells;
+        let gate = format!("{:.0e}", row.gate.rel);
+        table.add_row([row.operation, &row.case, &row.output, &rel, &worst_row, &max, &gate, result]);
+    }
+    println!("{table}");
+    println!("{}", session.device_line());
+    let passed = rows.iter().filter(|r| r.passes()).count();
+    println!("{passed} of {} outputs within their gate", rows.len());
+}
+
+fn print_json(session: &Session, rows: &[Row]) {
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|r| {
+            json!({
+                "operation": r.operation, "case": r.case, "output": r.output, "passes": r.passes(),
+                "errors": r.errors.map(|[rel, row, inf]| json!({ "rel": rel, "row": row, "inf": inf })),
+                "gate": { "rel": r.gate.rel, "row": r.gate.row, "inf": r.gate.inf },
+            })
+        })
+        .collect();
+    println!("{:#}", json!({ "device": session.info.name, "emulated": session.info.emulated, "results": rows }));
+}
