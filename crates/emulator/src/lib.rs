@@ -5,4 +5,5 @@
 
 pub mod counters;
 pub mod memory;
+pub mod numerics;
 pub mod ptx;
