@@ -51,7 +51,7 @@ impl Model {
     pub fn logits(&self, tokens: &[Vec<usize>], flags: &[u8]) -> Vec<f64> {
         let mut residual: Vec<f64> = Vec::with_capacity(tokens.len() * self.width);
         for rows in tokens {
-            let sum = |channel| rows.iter().map(|row| self.table[row * self.width + channel]).sum();
+            let sum = |channel| rows.iter().map(|row| self.table[row * self.width + channel]).sum::<f64>();
             residual.extend((0..self.width).map(sum));
         }
         for block in &self.blocks {

@@ -44,6 +44,8 @@ pub struct Checkpoint {
     pub optimizer: AdamW,
     /// Entries of a book that the curriculum had reached.
     pub entries: usize,
+    /// The step at which it reached them.
+    pub entries_since: u64,
     /// Seconds trained so far.
     pub seconds: f64,
 }
@@ -58,6 +60,7 @@ impl Checkpoint {
     pub fn save(&self, out: &Path, layout: &Layout, mut facts: Facts) -> Result<(), Box<dyn Error>> {
         facts.insert("step".into(), self.optimizer.step.to_string());
         facts.insert("entries".into(), self.entries.to_string());
+        facts.insert("entries_since".into(), self.entries_since.to_string());
         facts.insert("seconds".into(), self.seconds.to_string());
         let moments = [("adam.mean", &self.optimizer.mean), ("adam.square", &self.optimizer.square)];
         let mut tensors = named_tensors(layout, &self.weights)?;
@@ -85,7 +88,13 @@ impl Checkpoint {
         }
         let (mean, square) = (read("adam.mean", layout.len())?, read("adam.square", layout.len())?);
         let optimizer = AdamW { step: fact("step")?.parse()?, mean, square };
-        Ok(Self { weights, optimizer, entries: fact("entries")?.parse()?, seconds: fact("seconds")?.parse()? })
+        Ok(Self {
+            weights,
+            optimizer,
+            entries: fact("entries")?.parse()?,
+            entries_since: fact("entries_since")?.parse()?,
+            seconds: fact("seconds")?.parse()?,
+        })
     }
 }
 

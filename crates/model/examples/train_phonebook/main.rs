@@ -10,6 +10,8 @@ mod gradient;
 mod layout;
 mod network;
 mod optimizer;
+#[cfg(test)]
+mod oracle;
 mod real;
 mod task;
 
@@ -54,6 +56,9 @@ struct Options {
     /// Share of a window's books that must be answered exactly before the books double in size
     #[arg(long, default_value_t = 0.7)]
     threshold: f64,
+    /// Steps after which the books double in size in any case
+    #[arg(long, default_value_t = 3_000)]
+    patience: u64,
     /// Share of steps whose books have any size up to the present one, so that small books stay learned
     #[arg(long, default_value_t = 0.2)]
     mixed: f64,
@@ -97,7 +102,9 @@ struct Run {
     network: Network<f32>,
     weights: Vec<f32>,
     optimizer: AdamW,
+    /// Entries of a full-sized book, and the step at which books got this size.
     entries: usize,
+    entries_since: u64,
     seconds_before: f64,
     started: Instant,
 }
@@ -107,13 +114,14 @@ impl Run {
         let network = Network::new(shape.clone(), ROWS_AT_ONCE);
         let started = Instant::now();
         if options.resume {
-            let Checkpoint { weights, optimizer, entries, seconds } = Checkpoint::load(&options.out, network.layout())?;
-            return Ok(Self { network, weights, optimizer, entries, seconds_before: seconds, started });
+            let loaded = Checkpoint::load(&options.out, network.layout())?;
+            let Checkpoint { weights, optimizer, entries, entries_since, seconds: seconds_before } = loaded;
+            return Ok(Self { network, weights, optimizer, entries, entries_since, seconds_before, started });
         }
         let mut rng = stream(options.seed, Purpose::Weights, 0);
         let weights = network.layout().first_weights(shape, &mut rng);
         let optimizer = AdamW::new(weights.len());
-        Ok(Self { network, weights, optimizer, entries: 2, seconds_before: 0.0, started })
+        Ok(Self { network, weights, optimizer, entries: 2, entries_since: 0, seconds_before: 0.0, started })
     }
 
     fn seconds(&self) -> f64 {
@@ -153,8 +161,11 @@ impl Run {
                 logged = Score::default();
             }
             if done % WINDOW == 0 {
-                if window.exact_share() > options.threshold && self.entries < MOST_ENTRIES {
+                let learned = window.exact_share() > options.threshold;
+                let waited = done - self.entries_since >= options.patience;
+                if (learned || waited) && self.entries < MOST_ENTRIES {
                     self.entries *= 2;
+                    self.entries_since = done;
                     logged = Score::default();
                     println!("step {done:>6}  books of {} entries from here", self.entries);
                 }
@@ -176,7 +187,8 @@ impl Run {
         let (weights, seconds) = (self.weights.clone(), self.seconds());
         let AdamW { step, ref mean, ref square } = self.optimizer;
         let optimizer = AdamW { step, mean: mean.clone(), square: square.clone() };
-        let checkpoint = Checkpoint { weights, optimizer, entries: self.entries, seconds };
+        let (entries, entries_since) = (self.entries, self.entries_since);
+        let checkpoint = Checkpoint { weights, optimizer, entries, entries_since, seconds };
         checkpoint.save(&options.out, self.network.layout(), files::configuration(shape))
     }
 

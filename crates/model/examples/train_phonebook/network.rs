@@ -83,6 +83,7 @@ impl<R: Real> Network<R> {
     }
 
     /// The logits of the answer positions, [rows, DIGITS, CLASSES].
+    #[cfg(test)]
     pub fn logits(&mut self, weights: &[R], batch: &Batch) -> Vec<R> {
         let mut logits = Vec::with_capacity(batch.rows * DIGITS * CLASSES);
         for first in (0..batch.rows).step_by(self.rows_at_once) {
