@@ -1,6 +1,7 @@
 //! A kernel whose text and contract disagree does not build, and the error names the file and the line.
 
-use crate::build::{Error, Source, render_all};
+use crate::build::{self, Error, Source, render_all};
+use std::fs;
 
 const GOOD: &str = r#"//! kernel    scale                                    abi 1
 //! entry     scale_${dtype}_v${vec}_sm80
@@ -131,4 +132,26 @@ fn an_error_in_a_macro_names_the_macro_file() {
 fn a_kernel_without_a_contract_does_not_build() {
     let errors = render(".version 7.0\n").expect_err("no contract");
     assert_eq!((errors[0].line, errors[0].message.contains("no contract block")), (1, true));
+}
+
+#[test]
+fn the_registry_holds_texts_and_padded_structures() {
+    let dir = std::env::temp_dir().join(format!("lookback-contract-{}", std::process::id()));
+    let (kernels, out) = (dir.join("kernels"), dir.join("out"));
+    for folder in [&kernels.join("x"), &kernels.join("tile"), &out] {
+        fs::create_dir_all(folder).expect("temporary folder");
+    }
+    fs::write(kernels.join("x/scale.ptx"), GOOD).expect("temporary file");
+    fs::write(kernels.join("tile/m.ptx"), "//% macro m()\n//% endmacro\n").expect("temporary file");
+    build::registry(&kernels, &out).expect("the kernel is right");
+    let registry = fs::read_to_string(out.join("registry.rs")).expect("registry");
+    for line in ["pub struct Scale {", "pub n: u32,", "pub _pad4: [u8; 4],", "pub p_x: u64,", "pub s: f32,", "pub _pad20: [u8; 4],"] {
+        assert!(registry.contains(line), "no `{line}` in\n{registry}");
+    }
+    assert_eq!(registry.matches("Kernel { name: \"scale\", family: \"x\"").count(), 3);
+    assert!(fs::read_to_string(out.join("scale_f16_v2_sm80.ptx")).is_ok_and(|t| t.contains(".version 7.0")));
+    fs::write(kernels.join("x/scale.ptx"), GOOD.replace("coop no", "")).expect("temporary file");
+    let errors = build::registry(&kernels, &out).expect_err("no coop");
+    assert!(errors[0].to_string().ends_with("x/scale.ptx:12: `launch` wants `coop yes|no`, got nothing"), "{}", errors[0]);
+    fs::remove_dir_all(&dir).expect("temporary folder");
 }

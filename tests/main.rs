@@ -2,7 +2,6 @@
 
 #[path = "../build/mod.rs"]
 mod build;
-mod cli;
 mod contract;
-mod driver;
+mod device;
 mod registry;

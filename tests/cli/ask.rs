@@ -1,0 +1,49 @@
+//! `ask` on the book that comes with lookback.
+
+use crate::files::{Folder, asset, lookback, stderr, stdout};
+
+#[test]
+fn ask_answers_from_the_book() {
+    let book = asset("phonebook.txt");
+    let text = std::fs::read_to_string(&book).expect("the book");
+    let (name, number) = text.lines().find_map(|l| l.rsplit_once(' ')).expect("a line");
+    let done = lookback(&["ask", book.to_str().expect("utf-8"), name]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    assert!(stdout(&done).contains(name) && stdout(&done).contains(number), "{}", stdout(&done));
+    assert!(stdout(&done).contains("device: "), "{}", stdout(&done));
+}
+
+#[test]
+fn ask_about_everybody_reports_both_readings() {
+    let book = asset("phonebook.txt");
+    let done = lookback(&["ask", book.to_str().expect("utf-8")]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let text = stdout(&done);
+    for words in ["read both ways", "forward only", "tokens/s", "device: "] {
+        assert!(text.contains(words), "`{words}` is not in\n{text}");
+    }
+}
+
+#[test]
+fn ask_with_a_bad_book_or_name_is_one_line() {
+    let folder = Folder::new("books");
+    let book = asset("phonebook.txt");
+    let bad = folder.path("bad.txt");
+    std::fs::write(&bad, "Ada 1234\nGrace 12x4\n").expect("file");
+    let empty = folder.path("empty.txt");
+    std::fs::write(&empty, "\n").expect("file");
+    let absent = folder.path("absent.txt");
+    let cases: [(&[&str], &str); 4] = [
+        (&["ask", bad.to_str().expect("utf-8")], "line 2"),
+        (&["ask", empty.to_str().expect("utf-8")], "no entries"),
+        (&["ask", absent.to_str().expect("utf-8")], "absent.txt"),
+        (&["ask", book.to_str().expect("utf-8"), "Nobody At All"], "Nobody At All"),
+    ];
+    for (args, says) in cases {
+        let done = lookback(args);
+        let text = stderr(&done);
+        assert_eq!(done.status.code(), Some(2), "{args:?}: {text}");
+        assert!(text.contains(says), "{text}");
+        assert_eq!(text.lines().filter(|l| !l.starts_with("device: ")).count(), 1, "{text}");
+    }
+}

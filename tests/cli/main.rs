@@ -1,0 +1,7 @@
+//! The command line as its users meet it: files in, files out, one line on bad input.
+
+mod ask;
+mod bad_input;
+mod files;
+mod gated_scan;
+mod listing;
