@@ -24,13 +24,32 @@
 //! | `cp.async.wait_group/wait_all` | [`Sanitizer::async_complete`] for each copy whose lanes have now waited |
 //! | lanes exit | [`Sanitizer::lanes_exit`] |
 
+mod clock;
+mod cta;
+mod global;
+mod lanes;
+mod mark;
 mod report;
 mod request;
+mod shared;
+mod signal;
+#[cfg(test)]
+mod tests;
+mod warp;
+mod world;
 
 pub use report::{Party, Violation, ViolationKind};
 pub use request::{Agent, Kind, Order, Request, Scope};
 
-use crate::memory::MemoryView;
+use crate::memory::{MAX_ALLOCATION, MemoryView, OFFSET_BITS};
+use cta::{Cta, lanes_of};
+use global::{Access, Finding, Found, GlobalShadow};
+use lanes::{Runs, store_conflict};
+use mark::{Mark, Strength};
+use signal::Signal;
+use std::collections::HashMap;
+use warp::Warp;
+use world::World;
 
 /// What every checking call returns. Boxed, because it is on the hot path and nearly always `Ok`.
 pub type Checked = Result<(), Box<Violation>>;
@@ -62,81 +81,311 @@ pub struct Shape {
     pub shared_base: u32,
 }
 
+impl Shape {
+    fn warps(&self) -> usize {
+        self.threads.div_ceil(32).clamp(1, 32) as usize
+    }
+}
+
 /// Checks one launch.
 #[derive(Debug)]
 pub struct Sanitizer {
     shape: Shape,
+    lints: Lints,
+    /// By CTA: 1 + its place among the residents, or 0.
+    places: Vec<u32>,
+    residents: Vec<Option<Cta>>,
+    /// Bodies of CTAs that are over, for the next ones.
+    retired: Vec<Cta>,
+    shadow: GlobalShadow,
+    signals: HashMap<u64, Signal>,
 }
 
 impl Sanitizer {
     /// A sanitizer for one launch over the memory of `view`.
-    pub fn new(shape: Shape, _view: &MemoryView, _lints: Lints) -> Self {
-        Self { shape }
+    pub fn new(shape: Shape, view: &MemoryView, lints: Lints) -> Self {
+        Self {
+            shape,
+            lints,
+            places: vec![0; shape.ctas as usize],
+            residents: Vec::new(),
+            retired: Vec::new(),
+            shadow: GlobalShadow::new(view.clone()),
+            signals: HashMap::new(),
+        }
     }
 
     /// A CTA becomes resident: its shared memory is uninitialised, its warps know nothing.
-    pub fn cta_start(&mut self, _cta: u32) {
-        let _ = self.shape;
+    pub fn cta_start(&mut self, cta: u32) {
+        let body = match self.retired.pop() {
+            Some(body) => body.reuse(cta, &self.shape),
+            None => Cta::new(cta, &self.shape),
+        };
+        let free = self.residents.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.residents.push(None);
+            self.residents.len() - 1
+        });
+        if let Some(place) = self.places.get_mut(cta as usize) {
+            *place = free as u32 + 1;
+            self.residents[free] = Some(body);
+        }
     }
 
     /// The last warp of a CTA has ended. What it published stays.
-    pub fn cta_exit(&mut self, _cta: u32) {}
+    pub fn cta_exit(&mut self, cta: u32) {
+        if let Some(place) = self.places.get_mut(cta as usize)
+            && let Some(body) = self.residents.get_mut((*place as usize).wrapping_sub(1))
+        {
+            self.retired.extend(body.take());
+            *place = 0;
+        }
+    }
 
     /// Lanes ended: nobody waits for them at `bar.warp.sync` any more.
-    pub fn lanes_exit(&mut self, _agent: Agent, _mask: u32) {}
+    pub fn lanes_exit(&mut self, agent: Agent, mask: u32) {
+        if let Some(warp) = self.warp(agent) {
+            warp.exit(mask);
+        }
+    }
 
     /// Shared memory. `addresses` are the program's; `values` holds what a store writes, one row of lanes per 4 bytes
     /// (narrower values in the low bits), and is empty for loads and atomics.
     #[inline]
-    pub fn shared_access(&mut self, _request: &Request, _addresses: &[u32; 32], _values: &[&[u32; 32]]) -> Checked {
-        Ok(())
+    pub fn shared_access(&mut self, request: &Request, addresses: &[u32; 32], values: &[&[u32; 32]]) -> Checked {
+        if request.kind == Kind::Store
+            && let Some((a, b)) = store_conflict(request.mask, addresses, request.bytes, values)
+        {
+            let place = format!("shared address {:#x}", addresses[a as usize]);
+            return Err(lane_conflict(request, place, a, b));
+        }
+        let lints = self.lints;
+        match self.cta(request.agent.cta) {
+            Some(cta) => cta.access(request, addresses, lints),
+            None => Ok(()),
+        }
     }
 
     /// Global memory, and the acquire or release that the access carries. `values` as for shared memory.
     ///
     /// For a load call it when the value is read, for a store when it is written.
     #[inline]
-    pub fn global_access(&mut self, _request: &Request, _addresses: &[u64; 32], _values: &[&[u32; 32]]) -> Checked {
+    pub fn global_access(&mut self, request: &Request, addresses: &[u64; 32], values: &[&[u32; 32]]) -> Checked {
+        if request.kind == Kind::Store
+            && let Some((a, b)) = store_conflict(request.mask, addresses, request.bytes, values)
+        {
+            return Err(lane_conflict(request, self.place(addresses[a as usize]), a, b));
+        }
+        let strong = request.order != Order::Weak || request.kind == Kind::Atomic;
+        let reads = request.kind != Kind::Store;
+        let writes = matches!(request.kind, Kind::Store | Kind::Atomic);
+        if strong && reads {
+            self.read_signals(request, addresses);
+        }
+        let warps = self.shape.warps() as u32;
+        let Agent { cta, warp: index } = request.agent;
+        let place = self.places.get(cta as usize).map_or(0, |place| *place as usize);
+        let Some(Some(body)) = self.residents.get(place.wrapping_sub(1)) else { return Ok(()) };
+        let Some(warp) = body.warps.get(index as usize) else { return Ok(()) };
+        let strength = match (strong, request.scope) {
+            _ if request.kind == Kind::LoadNonCoherent => Strength::NonCoherent,
+            (false, _) => Strength::Weak,
+            (true, Scope::Cta) => Strength::Cta,
+            (true, Scope::Gpu) => Strength::Gpu,
+        };
+        let agent = cta.wrapping_mul(warps).wrapping_add(index).wrapping_add(1);
+        let mark = Mark::new(agent, warp.clock, request.line, request.bytes.trailing_zeros(), strength);
+        let access = Access { warp, cta, warps, bytes: request.bytes, mark, lane_order: self.lints.lane_order };
+        for run in Runs::new(request.mask, addresses, request.bytes, !writes && warp.is_uniform()) {
+            if let Err(found) = self.shadow.access(&access, reads, writes, run) {
+                return Err(self.report(request, found));
+            }
+        }
+        if strong && writes {
+            self.write_signals(request, addresses);
+        }
         Ok(())
     }
 
     /// `fence.acq_rel` or `fence.sc` (all `membar` are) by the lanes of `mask`.
-    pub fn fence(&mut self, _agent: Agent, _mask: u32, _scope: Scope) {}
+    pub fn fence(&mut self, agent: Agent, mask: u32, scope: Scope) {
+        if let Some(warp) = self.warp(agent) {
+            warp.fence(mask, scope);
+        }
+    }
 
     /// `bar.warp.sync` over `mask` has completed.
-    pub fn warp_sync(&mut self, _agent: Agent, _mask: u32) {}
+    pub fn warp_sync(&mut self, agent: Agent, mask: u32) {
+        if let Some(warp) = self.warp(agent) {
+            warp.meet(mask);
+        }
+    }
 
     /// A warp collective that orders no memory has completed over `mask`.
-    pub fn collective(&mut self, _agent: Agent, _mask: u32) {}
+    pub fn collective(&mut self, agent: Agent, mask: u32) {
+        if self.lints.collectives_order_lanes {
+            self.warp_sync(agent, mask);
+        }
+    }
 
     /// A warp arrives at CTA barrier `id`, whether it will wait there or not.
-    pub fn barrier_arrive(&mut self, _agent: Agent, _id: u32) {}
+    pub fn barrier_arrive(&mut self, agent: Agent, id: u32) {
+        if let Some(cta) = self.cta(agent.cta) {
+            cta.arrive(agent.warp, id);
+        }
+    }
 
     /// CTA barrier `id` completes and lets the warps of the bit mask `waiters` go on.
-    pub fn barrier_complete(&mut self, _cta: u32, _id: u32, _waiters: u32) {}
+    pub fn barrier_complete(&mut self, cta: u32, id: u32, waiters: u32) {
+        if let Some(cta) = self.cta(cta) {
+            cta.complete(id, waiters);
+        }
+    }
 
     /// Lanes of `mask` arrive at the mbarrier at a shared address. `order` is `Release` (the default of the
     /// instruction) or `Relaxed`.
-    pub fn mbarrier_arrive(&mut self, _agent: Agent, _mask: u32, _address: u32, _order: Order) {}
+    pub fn mbarrier_arrive(&mut self, agent: Agent, mask: u32, address: u32, order: Order) {
+        if order.releases()
+            && let Some(cta) = self.cta(agent.cta)
+        {
+            cta.mbarrier_arrive(agent.warp, mask, address);
+        }
+    }
 
     /// The mbarrier's current phase completed.
-    pub fn mbarrier_phase(&mut self, _cta: u32, _address: u32) {}
+    pub fn mbarrier_phase(&mut self, cta: u32, address: u32) {
+        if let Some(cta) = self.cta(cta) {
+            cta.mbarrier_phase(address);
+        }
+    }
 
     /// Lanes of `mask` saw the last completed phase of the mbarrier with an acquiring wait.
-    pub fn mbarrier_wait(&mut self, _agent: Agent, _mask: u32, _address: u32) {}
+    pub fn mbarrier_wait(&mut self, agent: Agent, mask: u32, address: u32) {
+        if let Some(cta) = self.cta(agent.cta) {
+            cta.mbarrier_wait(agent.warp, mask, address);
+        }
+    }
 
     /// `mbarrier.init` and `mbarrier.inval`: forget what was published through it.
-    pub fn mbarrier_reset(&mut self, _cta: u32, _address: u32) {}
+    pub fn mbarrier_reset(&mut self, cta: u32, address: u32) {
+        if let Some(cta) = self.cta(cta) {
+            cta.mbarrier_reset(address);
+        }
+    }
 
     /// An asynchronous copy to shared memory is issued: from now until [`Sanitizer::async_complete`] its destination
     /// may not be touched by anyone. `request.bytes` are those written per lane, zero fill included.
-    pub fn async_issue(&mut self, _request: &Request, _addresses: &[u32; 32]) -> Result<CopyId, Box<Violation>> {
-        Ok(CopyId(0))
+    pub fn async_issue(&mut self, request: &Request, addresses: &[u32; 32]) -> Result<CopyId, Box<Violation>> {
+        match self.cta(request.agent.cta) {
+            Some(cta) => cta.issue(request, addresses),
+            None => Ok(CopyId(u32::MAX)),
+        }
     }
 
     /// The lanes of `mask` have waited for that copy. Call it again for the others if lanes wait apart.
-    pub fn async_complete(&mut self, _agent: Agent, _copy: CopyId, _mask: u32) {}
+    pub fn async_complete(&mut self, agent: Agent, copy: CopyId, mask: u32) {
+        if let Some(cta) = self.cta(agent.cta) {
+            cta.settle(copy, mask);
+        }
+    }
 
     /// That copy has completed on the mbarrier at a shared address: whoever waits for its phase sees the data.
-    pub fn async_complete_on(&mut self, _agent: Agent, _copy: CopyId, _address: u32) {}
+    pub fn async_complete_on(&mut self, agent: Agent, copy: CopyId, address: u32) {
+        let world = World::new(self.shape.ctas);
+        if let Some(cta) = self.cta(agent.cta) {
+            cta.settle_on(copy, address, world);
+        }
+    }
+
+    fn cta(&mut self, cta: u32) -> Option<&mut Cta> {
+        let place = *self.places.get(cta as usize)? as usize;
+        self.residents.get_mut(place.wrapping_sub(1))?.as_mut()
+    }
+
+    fn warp(&mut self, agent: Agent) -> Option<&mut Warp> {
+        self.cta(agent.cta)?.warps.get_mut(agent.warp as usize)
+    }
+
+    fn read_signals(&mut self, request: &Request, addresses: &[u64; 32]) {
+        if self.signals.is_empty() {
+            return;
+        }
+        let signals = std::mem::take(&mut self.signals);
+        if let Some(warp) = self.warp(request.agent) {
+            for run in Runs::new(request.mask, addresses, request.bytes, false) {
+                for (lane, address) in lanes_of(run, request.bytes) {
+                    if let Some(signal) = signals.get(&address) {
+                        signal.read(warp, request.agent.cta, 1 << lane, request.order, request.scope);
+                    }
+                }
+            }
+        }
+        self.signals = signals;
+    }
+
+    fn write_signals(&mut self, request: &Request, addresses: &[u64; 32]) {
+        let mut signals = std::mem::take(&mut self.signals);
+        if let Some(warp) = self.warp(request.agent)
+            && (request.order.releases() || !signals.is_empty() || !warp.never_fenced())
+        {
+            let modify = request.kind == Kind::Atomic;
+            for run in Runs::new(request.mask, addresses, request.bytes, false) {
+                for (lane, address) in lanes_of(run, request.bytes) {
+                    let signal = signals.entry(address).or_default();
+                    signal.write(warp, request.agent.cta, 1 << lane, request.order, request.scope, modify);
+                    if signal.is_empty() {
+                        signals.remove(&address);
+                    }
+                }
+            }
+        }
+        self.signals = signals;
+    }
+
+    /// A pointer in words.
+    fn place(&self, pointer: u64) -> String {
+        let (number, offset) = (pointer >> OFFSET_BITS, pointer & (MAX_ALLOCATION - 1));
+        format!("byte {offset} of allocation {number} ({} bytes), address {pointer:#x}", self.shadow.size(pointer))
+    }
+
+    #[cold]
+    fn report(&self, request: &Request, (finding, pointer, lane): Found) -> Box<Violation> {
+        let warps = self.shape.warps() as u32;
+        let party = |mark: Mark, action| {
+            let (cta, warp) = ((mark.agent - 1) / warps, (mark.agent - 1) % warps);
+            Some(Party { cta, warp, lane: Some(mark.lane()), line: mark.line(), action })
+        };
+        let unordered = "nothing orders the two: no barrier, and no release that an acquire has seen";
+        let (kind, before, advice) = match finding {
+            Finding::AfterWrite(mark) => (ViolationKind::Race, party(mark, "wrote"), unordered),
+            Finding::AfterRead(mark) => (ViolationKind::Race, party(mark, "read"), unordered),
+            Finding::Uninitialised => {
+                (ViolationKind::Uninitialised, None, "no copy, memset or kernel has ever written it")
+            }
+            Finding::ReadsWritten(mark) => (
+                ViolationKind::NonCoherentRead,
+                party(mark, "wrote"),
+                "the non-coherent path may hold old data: use ld.global",
+            ),
+            Finding::WritesNonCoherent(mark) => (
+                ViolationKind::NonCoherentRead,
+                party(mark, "read (ld.global.nc)"),
+                "memory read through the non-coherent path must stay unchanged while the grid runs",
+            ),
+            Finding::LaneOrder(mark) => (ViolationKind::LaneOrder, party(mark, "wrote"), "put bar.warp.sync between"),
+        };
+        let now = now(request, lane);
+        Box::new(Violation { kind, place: self.place(pointer), now, before, advice })
+    }
+}
+
+fn now(request: &Request, lane: u32) -> Party {
+    let Agent { cta, warp } = request.agent;
+    Party { cta, warp, lane: Some(lane), line: request.line, action: request.kind.verb() }
+}
+
+#[cold]
+fn lane_conflict(request: &Request, place: String, a: u32, b: u32) -> Box<Violation> {
+    let advice = "which value stays is undefined";
+    let before = Some(Party { action: "wrote", ..now(request, a) });
+    Box::new(Violation { kind: ViolationKind::LaneConflict, place, now: now(request, b), before, advice })
 }

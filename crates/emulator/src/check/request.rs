@@ -71,3 +71,27 @@ impl Request {
         Self { agent, mask, bytes, kind, order: Order::Weak, scope: Scope::Cta, line }
     }
 }
+
+impl Kind {
+    /// For reports.
+    pub(super) fn verb(self) -> &'static str {
+        match self {
+            Kind::Load => "reads",
+            Kind::LoadNonCoherent => "reads (ld.global.nc)",
+            Kind::Store => "writes",
+            Kind::Atomic => "updates",
+        }
+    }
+}
+
+impl Order {
+    /// Later reads see what the observed release covers.
+    pub(super) fn acquires(self) -> bool {
+        matches!(self, Order::Acquire | Order::AcquireRelease)
+    }
+
+    /// Earlier writes are covered.
+    pub(super) fn releases(self) -> bool {
+        matches!(self, Order::Release | Order::AcquireRelease)
+    }
+}

@@ -6,6 +6,8 @@
 mod json;
 mod recorder;
 mod sectors;
+#[cfg(test)]
+mod tests;
 mod unique;
 mod wavefronts;
 

@@ -82,22 +82,36 @@ impl InitMap {
         if source.first_missing(from, bytes).is_none() {
             return self.mark(offset, bytes);
         }
-        if self.is_complete() {
-            self.complete.store(false, Ordering::Relaxed);
+        // Read all before writing any: the ranges may overlap.
+        let marks: Vec<u64> = (0..bytes).step_by(64).map(|at| source.marks(from + at)).collect();
+        if self.complete.swap(false, Ordering::Relaxed) {
             for (word, mask) in self.words(0, self.bytes) {
                 word.store(mask, Ordering::Relaxed);
             }
         }
-        let marks: Vec<bool> = (from..from + bytes).map(|byte| source.first_missing(byte, 1).is_none()).collect();
-        for (byte, marked) in (offset..).zip(marks) {
-            for (word, mask) in self.words(byte, 1) {
-                if marked {
-                    word.fetch_or(mask, Ordering::Relaxed);
-                } else {
-                    word.fetch_and(!mask, Ordering::Relaxed);
-                }
+        for (at, marks) in (0..bytes).step_by(64).zip(marks) {
+            let width = (bytes - at).min(64);
+            let mut shift = 0;
+            for (word, mask) in self.words(offset + at, width) {
+                let low = mask.trailing_zeros();
+                let here = (marks >> shift) << low & mask;
+                word.fetch_and(!mask | here, Ordering::Relaxed);
+                word.fetch_or(here, Ordering::Relaxed);
+                shift += mask.count_ones();
             }
         }
+    }
+
+    /// The marks of 64 bytes from `offset`, as bits; none beyond the end.
+    fn marks(&self, offset: u64) -> u64 {
+        let mut marks = 0;
+        let mut shift = 0;
+        for (word, mask) in self.words(offset, 64) {
+            let here = if self.is_complete() { mask } else { word.load(Ordering::Relaxed) & mask };
+            marks |= here >> mask.trailing_zeros() << shift;
+            shift += mask.count_ones();
+        }
+        marks
     }
 
     /// The words that hold a range, each with the bits of the range; clipped to the map.

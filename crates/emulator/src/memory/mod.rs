@@ -12,6 +12,8 @@
 
 mod allocation;
 mod init;
+#[cfg(test)]
+mod tests;
 mod view;
 
 pub use allocation::Allocation;
@@ -19,7 +21,7 @@ pub use init::InitMap;
 pub use view::{AddressFault, AddressFaultKind, MemoryView};
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use view::{Page, Slot};
+use view::Page;
 
 /// Bits of a pointer that are the offset into its allocation.
 pub const OFFSET_BITS: u32 = 36;
@@ -78,6 +80,15 @@ struct Table {
     used: u64,
 }
 
+impl Table {
+    /// Forget a page whose numbers are all given out and all freed.
+    fn retire(&mut self, page: usize) {
+        if self.pages[page].is_empty() {
+            self.pages[page] = Page::all_freed();
+        }
+    }
+}
+
 impl DeviceMemory {
     /// A device with `limit` bytes.
     pub fn new(limit: u64) -> Self {
@@ -102,9 +113,10 @@ impl DeviceMemory {
         table.used += charge;
         let (page, slot) = Page::position(number);
         if page == table.pages.len() {
+            table.retire(page - 1);
             table.pages.push(Arc::new(Page::default()));
         }
-        *Arc::make_mut(&mut table.pages[page]).slot_mut(slot) = Slot::live(allocation);
+        Arc::make_mut(&mut table.pages[page]).occupy(slot, allocation);
         Ok((number as u64) << OFFSET_BITS)
     }
 
@@ -120,9 +132,9 @@ impl DeviceMemory {
         table.used -= allocation.bytes().next_multiple_of(GRANULE);
         drop(view);
         let (page, slot) = Page::position(number as usize);
-        *Arc::make_mut(&mut table.pages[page]).slot_mut(slot) = Slot::freed(allocation.bytes());
-        if page + 1 < table.pages.len() && table.pages[page].is_dead() {
-            table.pages[page] = Page::all_freed();
+        Arc::make_mut(&mut table.pages[page]).vacate(slot);
+        if page + 1 < table.pages.len() {
+            table.retire(page);
         }
         Ok(())
     }

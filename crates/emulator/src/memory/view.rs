@@ -9,7 +9,7 @@ const PAGE: usize = 512;
 
 /// One allocation number: base and size are copied here so that an access needs nothing else.
 #[derive(Debug, Clone)]
-pub(super) struct Slot {
+struct Slot {
     base: *mut u8,
     bytes: u64,
     owner: Option<Arc<Allocation>>,
@@ -31,23 +31,26 @@ unsafe impl Sync for Slot {}
 impl Slot {
     const UNUSED: Self = Self { base: std::ptr::null_mut(), bytes: 0, owner: None, state: State::Unused };
 
-    pub(super) fn live(allocation: Arc<Allocation>) -> Self {
+    fn live(allocation: Arc<Allocation>) -> Self {
         Self { base: allocation.base(), bytes: allocation.bytes(), owner: Some(allocation), state: State::Live }
     }
 
     /// Size stays, for reports; no access finds an owner.
-    pub(super) fn freed(bytes: u64) -> Self {
+    fn freed(bytes: u64) -> Self {
         Self { bytes, state: State::Freed, ..Self::UNUSED }
     }
 }
 
 /// A run of allocation numbers. Shared between the table and the views; the table copies it before a change.
 #[derive(Debug, Clone)]
-pub(super) struct Page(Box<[Slot]>);
+pub(super) struct Page {
+    slots: Box<[Slot]>,
+    live: usize,
+}
 
 impl Default for Page {
     fn default() -> Self {
-        Self(vec![Slot::UNUSED; PAGE].into())
+        Self { slots: vec![Slot::UNUSED; PAGE].into(), live: 0 }
     }
 }
 
@@ -57,19 +60,25 @@ impl Page {
         (number / PAGE, number % PAGE)
     }
 
-    pub(super) fn slot_mut(&mut self, slot: usize) -> &mut Slot {
-        &mut self.0[slot]
+    pub(super) fn occupy(&mut self, slot: usize, allocation: Arc<Allocation>) {
+        self.slots[slot] = Slot::live(allocation);
+        self.live += 1;
     }
 
-    /// Nothing on this page is alive or will ever be. Number 0 is never used, so it does not count.
-    pub(super) fn is_dead(&self) -> bool {
-        self.0.iter().skip(1).all(|slot| slot.state == State::Freed)
+    pub(super) fn vacate(&mut self, slot: usize) {
+        self.slots[slot] = Slot::freed(self.slots[slot].bytes);
+        self.live -= 1;
     }
 
-    /// The one page that stands for all dead ones, so that a long life of allocations costs a pointer per page.
+    pub(super) fn is_empty(&self) -> bool {
+        self.live == 0
+    }
+
+    /// The one page that stands for all that are used up, so that a long life of allocations costs a pointer per page.
     pub(super) fn all_freed() -> Arc<Self> {
-        static DEAD: OnceLock<Arc<Page>> = OnceLock::new();
-        Arc::clone(DEAD.get_or_init(|| Arc::new(Self(vec![Slot::freed(0); PAGE].into()))))
+        static USED_UP: OnceLock<Arc<Page>> = OnceLock::new();
+        let page = || Arc::new(Self { slots: vec![Slot::freed(0); PAGE].into(), live: 0 });
+        Arc::clone(USED_UP.get_or_init(page))
     }
 }
 
@@ -141,7 +150,7 @@ impl MemoryView {
         let (page, slot) = Page::position((pointer >> OFFSET_BITS) as usize);
         let offset = pointer & (MAX_ALLOCATION - 1);
         if let Some(page) = self.pages.get(page) {
-            let slot = &page.0[slot];
+            let slot = &page.slots[slot];
             // Offset and length are both far below 2^63, so the sum cannot wrap; dead slots have no owner.
             if offset + bytes <= slot.bytes && slot.owner.is_some() {
                 return Ok(slot.base.wrapping_add(offset as usize));
@@ -160,7 +169,7 @@ impl MemoryView {
     #[inline]
     pub fn peek(&self, pointer: u64) -> Option<&Arc<Allocation>> {
         let (page, slot) = Page::position((pointer >> OFFSET_BITS) as usize);
-        self.pages.get(page)?.0[slot].owner.as_ref()
+        self.pages.get(page)?.slots[slot].owner.as_ref()
     }
 
     /// Whether `bytes` at `pointer` are inside one live allocation.
@@ -173,7 +182,7 @@ impl MemoryView {
 
     /// All memory counts as written from now on. A launch without checks says so, because nothing records its stores.
     pub fn assume_initialised(&self) {
-        for allocation in self.pages.iter().flat_map(|page| page.0.iter()).filter_map(|slot| slot.owner.as_ref()) {
+        for allocation in self.pages.iter().flat_map(|page| page.slots.iter()).filter_map(|slot| slot.owner.as_ref()) {
             if !allocation.init().is_complete() {
                 allocation.init().mark_all();
             }
@@ -183,7 +192,7 @@ impl MemoryView {
     #[cold]
     fn explain(&self, pointer: u64, bytes: u64) -> AddressFault {
         let (page, slot) = Page::position((pointer >> OFFSET_BITS) as usize);
-        let kind = match self.pages.get(page).map(|page| &page.0[slot]) {
+        let kind = match self.pages.get(page).map(|page| &page.slots[slot]) {
             Some(Slot { state: State::Live, bytes, .. }) => AddressFaultKind::OutOfBounds { size: *bytes },
             Some(Slot { state: State::Freed, bytes, .. }) if pointer >> OFFSET_BITS != 0 => {
                 AddressFaultKind::Freed { size: *bytes }
