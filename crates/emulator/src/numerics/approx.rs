@@ -3,10 +3,12 @@
 //!
 //! The `f64` values come from fixed polynomials with fused multiply-adds, so they do not depend on the CPU or its libm.
 
+use std::hint::select_unpredictable;
+
 use super::float::{canonical_f32, flush_f32};
-use super::float16::{Half, flush_f16};
-use super::half::{halves, pair};
-use super::{Lanes, NAN_HALF, dispatched, map1, map2};
+use super::float16::{Half, flush_half};
+use super::half::pair;
+use super::{Lanes, dispatched, map1, map2};
 
 mod functions;
 use functions::{cos_turns, exp2, log2, sin_turns, tanh};
@@ -32,22 +34,36 @@ pub enum Function {
     Tanh,
 }
 
+// `select_unpredictable` rather than `if` where both sides would otherwise repeat a whole polynomial in the vectorised loop.
+
 const TWO_POW_24: f32 = 16_777_216.0;
+const TWO_POW_126: f32 = 8.507_059_173_023_461_6e37;
+
+#[inline(always)]
+fn flush(x: f32) -> f32 {
+    f32::from_bits(flush_f32(x.to_bits()))
+}
+
+/// The reciprocal step itself knows no subnormals, on either side.
+#[inline(always)]
+fn reciprocal(x: f32) -> f32 {
+    flush(1.0 / flush(x))
+}
 
 /// `ex2.approx.f32`: below -126 the half exponent is raised and the result squared.
 #[inline(always)]
 fn ex2(x: f32) -> f32 {
     let low = x < -126.0;
-    let power = exp2(if low { 0.5 * x } else { x });
-    if low { power * power } else { power }
+    let power = exp2(select_unpredictable(low, 0.5 * x, x));
+    select_unpredictable(low, power * power, power)
 }
 
 /// `lg2.approx.f32`: a subnormal is scaled by 2^24 and 24 is taken off the result.
 #[inline(always)]
 fn lg2(x: f32) -> f32 {
     let low = x.abs() < f32::MIN_POSITIVE;
-    let log = log2(if low { x * TWO_POW_24 } else { x });
-    if low { log - 24.0 } else { log }
+    let log = log2(select_unpredictable(low, x * TWO_POW_24, x));
+    select_unpredictable(low, log - 24.0, log)
 }
 
 /// `rcp.approx.f32`: subnormals are scaled up, and numbers with a subnormal reciprocal down, on both sides of the step.
@@ -56,20 +72,20 @@ fn rcp(x: f32) -> f32 {
     let magnitude = x.abs();
     let scale = if magnitude < f32::MIN_POSITIVE {
         TWO_POW_24
-    } else if magnitude > 8.507_059_2e37 {
+    } else if magnitude > TWO_POW_126 {
         0.25
     } else {
         1.0
     };
-    (1.0 / (x * scale)) * scale
+    reciprocal(x * scale) * scale
 }
 
 /// `rsqrt.approx.f32`: a subnormal is scaled by 2^24 and the result by 2^12.
 #[inline(always)]
 fn rsqrt(x: f32) -> f32 {
     let low = x.abs() < f32::MIN_POSITIVE;
-    let root = (1.0 / f64::from(if low { x * TWO_POW_24 } else { x }).sqrt()) as f32;
-    if low { root * 4096.0 } else { root }
+    let root = (1.0 / f64::from(select_unpredictable(low, x * TWO_POW_24, x)).sqrt()) as f32;
+    select_unpredictable(low, root * 4096.0, root)
 }
 
 /// The nearest number toward zero to the product with 1/2pi, which the trigonometric steps take as turns.
@@ -96,7 +112,7 @@ fn function_body(function: Function, ftz: bool, a: &Lanes) -> Lanes {
         Function::Ex2 if ftz => lanes(true, a, exp2),
         Function::Ex2 => lanes(false, a, ex2),
         Function::Lg2 => lanes(ftz, a, lg2),
-        Function::Rcp if ftz => lanes(true, a, |x| 1.0 / x),
+        Function::Rcp if ftz => lanes(true, a, reciprocal),
         Function::Rcp => lanes(false, a, rcp),
         Function::Rsqrt => lanes(ftz, a, rsqrt),
         // The scaling by an even power of two around the root changes nothing: no root is subnormal.
@@ -115,29 +131,36 @@ dispatched! {
 /// An approximate division.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Division {
-    /// `div.approx`: for divisors up to 2^126 only; beyond, the quotient is zero (NaN for an infinite dividend).
+    /// `div.approx`: for divisors up to 2^126; beyond, the quotient is zero (NaN for an infinite dividend).
     Approx,
     /// `div.full`: scaled, so good over the full range.
     Full,
 }
 
 #[inline(always)]
-fn divide(ftz: bool, a: f32, b: f32) -> f32 {
-    let flush = |x: f32| if ftz { f32::from_bits(flush_f32(x.to_bits())) } else { x };
-    flush(a * flush(if ftz { 1.0 / b } else { rcp(b) }))
+fn divide(division: Division, ftz: bool, a: f32, b: f32) -> f32 {
+    let magnitude = b.abs();
+    let scale = if division == Division::Full && magnitude > TWO_POW_126 {
+        0.25
+    } else if !ftz && magnitude < f32::MIN_POSITIVE {
+        TWO_POW_24
+    } else {
+        1.0
+    };
+    let dividend = a * scale;
+    (if ftz { flush(dividend) } else { dividend }) * reciprocal(b * scale)
 }
 
 #[inline(always)]
 fn division_body(division: Division, ftz: bool, a: &Lanes, b: &Lanes) -> Lanes {
-    let value = |x: u32| f32::from_bits(if ftz { flush_f32(x) } else { x });
-    map2(a, b, |a, b| {
-        let (a, b) = (value(a), value(b));
-        canonical_f32(match division {
-            Division::Approx => divide(ftz, a, b),
-            Division::Full if b.abs() > 8.507_059_2e37 => divide(ftz, a * 0.25, b * 0.25),
-            Division::Full => divide(ftz, a, b),
+    if ftz {
+        map2(a, b, |a, b| {
+            let quotient = divide(division, true, flush(f32::from_bits(a)), flush(f32::from_bits(b)));
+            canonical_f32(flush(quotient))
         })
-    })
+    } else {
+        map2(a, b, |a, b| canonical_f32(divide(division, false, f32::from_bits(a), f32::from_bits(b))))
+    }
 }
 
 dispatched! {
@@ -154,31 +177,41 @@ pub enum HalfFunction {
     Tanh,
 }
 
+/// Both halves of every lane through `f`, which works on `f32`. Rounding to `f32` first changes no result: no value of these
+/// functions at a 16-bit argument is that close to the middle of two 16-bit numbers (a test asks all of them).
+#[inline(always)]
+fn half_lanes_of(format: Half, packed: bool, ftz: bool, a: &Lanes, f: impl Fn(f32) -> f32) -> Lanes {
+    let flush = |h: u16| if ftz { flush_half(format, h) } else { h };
+    let mut high = [0; 32];
+    let mut low = [0; 32];
+    for lane in 0..32 {
+        high[lane] = format.widen(flush((a[lane] >> 16) as u16));
+        low[lane] = format.widen(flush(a[lane] as u16));
+    }
+    for lane in 0..32 {
+        low[lane] = f(f32::from_bits(low[lane])).to_bits();
+    }
+    if packed {
+        for lane in 0..32 {
+            high[lane] = f(f32::from_bits(high[lane])).to_bits();
+        }
+    }
+    let mut d = [0; 32];
+    for lane in 0..32 {
+        let high = if packed { flush(format.narrow(high[lane])) } else { 0 };
+        d[lane] = pair(high, flush(format.narrow(low[lane])));
+    }
+    d
+}
+
 #[inline(always)]
 fn half_body(function: HalfFunction, format: Half, packed: bool, ftz: bool, a: &Lanes) -> Lanes {
-    let flush = |h: u16| match (ftz, format) {
-        (false, _) => h,
-        (true, Half::F16) => flush_f16(h),
-        (true, Half::Bf16) => {
-            if h & 0x7f80 == 0 {
-                h & 0x8000
-            } else {
-                h
-            }
-        }
-    };
-    let one = |h: u16| {
-        let x = f64::from(f32::from_bits(format.widen(flush(h))));
-        let value = match function {
-            HalfFunction::Ex2 => functions::exp2_f64(x),
-            HalfFunction::Tanh => functions::tanh_f64(x),
-        };
-        if value.is_nan() { NAN_HALF } else { flush(format.round_f64(value)) }
-    };
-    map1(a, |word| {
-        let (high, low) = halves(word);
-        pair(if packed { one(high) } else { 0 }, one(low))
-    })
+    match (function, format) {
+        (HalfFunction::Ex2, Half::F16) => half_lanes_of(Half::F16, packed, ftz, a, exp2),
+        (HalfFunction::Ex2, Half::Bf16) => half_lanes_of(Half::Bf16, packed, ftz, a, exp2),
+        (HalfFunction::Tanh, Half::F16) => half_lanes_of(Half::F16, packed, ftz, a, tanh),
+        (HalfFunction::Tanh, Half::Bf16) => half_lanes_of(Half::Bf16, packed, ftz, a, tanh),
+    }
 }
 
 dispatched! {

@@ -146,3 +146,6 @@ pub fn lanes(comparison: Comparison, compared: Compared, a: &Lanes, b: &Lanes) -
         Compared::Bf16 => mask_floats(comparison, |x| f32::from_bits(bf16_to_f32(x as u16)), a, b),
     }
 }
+
+#[cfg(test)]
+mod tests;

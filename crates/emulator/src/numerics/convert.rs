@@ -222,3 +222,6 @@ pub fn f32_to_s32(a: u32, rounding: Rounding) -> u32 {
 pub fn f32_to_u32(a: u32, rounding: Rounding) -> u32 {
     f32_to_u32_rz(integral_f32(a, rounding))
 }
+
+#[cfg(test)]
+mod tests;

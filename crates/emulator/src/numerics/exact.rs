@@ -196,3 +196,6 @@ impl Exact {
         whole + u128::from(up)
     }
 }
+
+#[cfg(test)]
+mod tests;

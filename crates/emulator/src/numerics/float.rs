@@ -109,24 +109,22 @@ pub enum Operation {
 /// Rounds an operation on finite operands in any mode; `None` where the result is exact in every mode or no number at all
 /// (infinite or NaN operands, division by zero, the root of a negative number), which rounding to nearest gets right.
 fn finite(operation: Operation, format: Format, a: u64, b: u64, c: u64, rounding: Rounding) -> Option<u64> {
-    let a = Exact::from_bits(format, a)?;
-    let b = Exact::from_bits(format, b)?;
-    let c = Exact::from_bits(format, c)?;
-    let one = Exact::from_integer(1);
+    let exact = |bits| Exact::from_bits(format, bits);
+    let a = exact(a)?;
     let value = match operation {
-        Operation::Add => a.plus(b, rounding),
-        Operation::Sub => a.plus(b.negated(), rounding),
-        Operation::Mul => a.times(b),
-        Operation::Fma => a.times(b).plus(c, rounding),
-        Operation::Div if b.significand != 0 => a.over(b),
-        Operation::Rcp if a.significand != 0 => one.over(a),
+        Operation::Add => a.plus(exact(b)?, rounding),
+        Operation::Sub => a.plus(exact(b)?.negated(), rounding),
+        Operation::Mul => a.times(exact(b)?),
+        Operation::Fma => a.times(exact(b)?).plus(exact(c)?, rounding),
+        Operation::Div => a.over(exact(b).filter(|b| b.significand != 0)?),
+        Operation::Rcp if a.significand != 0 => Exact::from_integer(1).over(a),
         Operation::Sqrt if !a.negative || a.significand == 0 => a.square_root(),
-        Operation::Div | Operation::Rcp | Operation::Sqrt => return None,
+        Operation::Rcp | Operation::Sqrt => return None,
     };
     Some(value.round(format, rounding))
 }
 
-/// Any `f32` operation in any rounding mode (unused operands are zero). Slow.
+/// Any `f32` operation in any rounding mode (operands beyond its own are ignored). Slow.
 #[inline(never)]
 pub fn rounded_f32(operation: Operation, a: u32, b: u32, c: u32, rounding: Rounding) -> u32 {
     if let Some(bits) = finite(operation, Format::F32, a.into(), b.into(), c.into(), rounding) {
@@ -143,7 +141,7 @@ pub fn rounded_f32(operation: Operation, a: u32, b: u32, c: u32, rounding: Round
     }
 }
 
-/// Any `f64` operation in any rounding mode (unused operands are zero). Slow.
+/// Any `f64` operation in any rounding mode (operands beyond its own are ignored). Slow.
 #[inline(never)]
 pub fn rounded_f64(operation: Operation, a: u64, b: u64, c: u64, rounding: Rounding) -> u64 {
     if let Some(bits) = finite(operation, Format::F64, a, b, c, rounding) {
@@ -376,3 +374,6 @@ pub fn testp_f64(class: Class, a: u64) -> bool {
         Class::Subnormal => x.is_subnormal(),
     }
 }
+
+#[cfg(test)]
+mod tests;

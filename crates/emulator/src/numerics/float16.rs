@@ -1,10 +1,10 @@
 //! Arithmetic on `f16` and `bf16`: one rounding per operation, canonical NaN.
 //!
-//! Values widen exactly. The exact result, or `f64` rounded to odd where `f64` cannot hold it, is rounded once to the grid.
+//! Values widen exactly. The exact result, or a wider one rounded to odd where it cannot be held, is rounded once.
 
 use super::float::Choice;
-use super::half::{bf16_to_f32, f16_to_f32, f32_to_bf16_rn, f32_to_f16_rn, halves, pair};
-use super::{Lanes, NAN_HALF};
+use super::half::{bf16_to_f32, f16_to_f32, f32_to_bf16_rn, f32_to_f16_rn, halves, pair, relu_half};
+use super::{Lanes, NAN_HALF, dispatched};
 
 /// A 16-bit format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,26 +34,22 @@ impl Half {
         }
     }
 
+    /// Rounds an `f64` to nearest even in one step.
     #[inline(always)]
-    fn value(self, h: u16) -> f64 {
-        f64::from(f32::from_bits(self.widen(h)))
+    pub fn narrow_f64(self, x: f64) -> u16 {
+        self.narrow(to_odd(x).to_bits())
     }
+}
 
-    /// Rounds an `f64` to nearest even in one step. The sum with a number whose unit is the format's unit at that
-    /// magnitude does the rounding, subnormals included.
-    #[inline(always)]
-    pub fn round_f64(self, x: f64) -> u16 {
-        let (stored, min_exponent) = match self {
-            Half::F16 => (10, -14),
-            Half::Bf16 => (7, -126),
-        };
-        let exponent = ((x.to_bits() >> 52) & 0x7ff) as i64 - 1023;
-        let unit = exponent.clamp(min_exponent, 200) - stored;
-        let magic = 1.5 * f64::from_bits(((unit + 52 + 1023) as u64) << 52);
-        let rounded = ((x + magic) - magic).copysign(x);
-        // Infinity and NaN pass through the cast, and an overflow turns into infinity in it or in `narrow`.
-        self.narrow((if x.is_finite() { rounded } else { x } as f32).to_bits())
-    }
+/// `x` rounded to odd: where it is inexact, the neighbour with an odd last bit. Rounding that to a format that is at least two
+/// bits narrower gives what one rounding of `x` would.
+#[inline(always)]
+fn to_odd(x: f64) -> f32 {
+    let nearest = x as f32;
+    let wide = f64::from(nearest);
+    let bits = nearest.to_bits();
+    let toward = if wide.abs() > x.abs() { bits.wrapping_sub(1) } else { bits.wrapping_add(1) };
+    f32::from_bits(if wide != x && bits & 1 == 0 && !x.is_nan() { toward } else { bits })
 }
 
 /// The modifiers of a 16-bit instruction.
@@ -67,14 +63,17 @@ pub struct HalfMode {
     pub relu: bool,
 }
 
-/// `.ftz` for `f16`: a subnormal becomes zero of the same sign.
+/// `.ftz`: a subnormal becomes zero of the same sign.
 #[inline(always)]
-pub fn flush_f16(h: u16) -> u16 {
-    if h & 0x7c00 == 0 { h & 0x8000 } else { h }
+pub fn flush_half(format: Half, h: u16) -> u16 {
+    let exponent = match format {
+        Half::F16 => 0x7c00,
+        Half::Bf16 => 0x7f80,
+    };
+    if h & exponent == 0 { h & 0x8000 } else { h }
 }
 
-/// `p + c` rounded to odd: where the sum is inexact, the neighbour with an odd last bit. Rounding that again to a format
-/// that is at least two bits narrower gives what one rounding of the exact sum would.
+/// `p + c` in `f64`, rounded to odd.
 #[inline(always)]
 fn add_to_odd(p: f64, c: f64) -> f64 {
     let sum = p + c;
@@ -82,49 +81,63 @@ fn add_to_odd(p: f64, c: f64) -> f64 {
     let error = (p - (sum - virtual_c)) + (c - virtual_c);
     let bits = sum.to_bits();
     let toward = if (error > 0.0) == (sum > 0.0) { bits.wrapping_add(1) } else { bits.wrapping_sub(1) };
-    let inexact = error != 0.0 && sum.is_finite() && bits & 1 == 0;
+    let inexact = error != 0.0 && error.is_finite() && bits & 1 == 0;
     f64::from_bits(if inexact { toward } else { bits })
 }
 
-/// `fma.rn`: the product is exact in `f64`, the sum is rounded once.
+/// `a * b + c` of widened operands, to be narrowed: the product is exact in `f64`.
+#[inline(always)]
+fn wide_fma(format: Half, a: f32, b: f32, c: f32) -> f32 {
+    let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
+    to_odd(match format {
+        // A sum that `f64` cannot hold has an addend more than 2^30 above the product: no tie is near.
+        Half::F16 => product + c,
+        Half::Bf16 => add_to_odd(product, c),
+    })
+}
+
+/// `a * b` of widened operands, to be narrowed: exact in `f32` for `f16`; the smallest products of `bf16` leave `f32`.
+#[inline(always)]
+fn wide_mul(format: Half, a: f32, b: f32) -> f32 {
+    match format {
+        Half::F16 => a * b,
+        Half::Bf16 => to_odd(f64::from(a) * f64::from(b)),
+    }
+}
+
+#[inline(always)]
+fn value(format: Half, h: u16) -> f32 {
+    f32::from_bits(format.widen(h))
+}
+
+/// `fma.rn`: one rounding.
 #[inline(always)]
 pub fn fma_half(format: Half, a: u16, b: u16, c: u16) -> u16 {
-    let product = format.value(a) * format.value(b);
-    let sum = match format {
-        // A sum that `f64` cannot hold has an addend more than 2^30 above the product: no tie is near.
-        Half::F16 => product + format.value(c),
-        Half::Bf16 => add_to_odd(product, format.value(c)),
-    };
-    format.round_f64(sum)
+    format.narrow(wide_fma(format, value(format, a), value(format, b), value(format, c)).to_bits())
 }
 
 /// `add.rn`: `f32` has more than twice the precision, so rounding twice does no harm.
 #[inline(always)]
 pub fn add_half(format: Half, a: u16, b: u16) -> u16 {
-    let sum = f32::from_bits(format.widen(a)) + f32::from_bits(format.widen(b));
-    format.narrow(sum.to_bits())
+    format.narrow((value(format, a) + value(format, b)).to_bits())
 }
 
 /// `sub.rn`, as [`add_half`].
 #[inline(always)]
 pub fn sub_half(format: Half, a: u16, b: u16) -> u16 {
-    let difference = f32::from_bits(format.widen(a)) - f32::from_bits(format.widen(b));
-    format.narrow(difference.to_bits())
+    format.narrow((value(format, a) - value(format, b)).to_bits())
 }
 
-/// `mul.rn`: the product is exact, in `f32` for `f16` and in `f64` for `bf16`, whose smallest products leave `f32`.
+/// `mul.rn`: one rounding.
 #[inline(always)]
 pub fn mul_half(format: Half, a: u16, b: u16) -> u16 {
-    match format {
-        Half::F16 => format.narrow((f32::from_bits(format.widen(a)) * f32::from_bits(format.widen(b))).to_bits()),
-        Half::Bf16 => format.round_f64(format.value(a) * format.value(b)),
-    }
+    format.narrow(wide_mul(format, value(format, a), value(format, b)).to_bits())
 }
 
 /// `min` or `max`: a NaN loses unless `.NaN`; minus zero is below plus zero.
 #[inline(always)]
 pub fn choose_half(format: Half, choice: Choice, a: u16, b: u16) -> u16 {
-    let flush = |h: u16| if choice.ftz { flush_f16(h) } else { h };
+    let flush = |h: u16| if choice.ftz { flush_half(format, h) } else { h };
     let (a, b) = (flush(a), flush(b));
     let (x, y) = if choice.xorsign_abs { (a & 0x7fff, b & 0x7fff) } else { (a, b) };
     let infinity = match format {
@@ -156,15 +169,6 @@ pub fn abs_half(format: Half, a: u16) -> u16 {
     format.narrow(format.widen(a) & 0x7fff_ffff)
 }
 
-/// Applies the modifiers to operands and result of an operation on one value.
-#[inline(always)]
-pub fn apply<const N: usize>(mode: HalfMode, format: Half, x: [u16; N], f: impl Fn([u16; N]) -> u16) -> u16 {
-    let flush = |h: u16| if mode.ftz { flush_f16(h) } else { h };
-    let d = flush(f(x.map(flush)));
-    let d = if mode.relu && d & 0x8000 != 0 { 0 } else { d };
-    if mode.saturate { saturate_half(format, d) } else { d }
-}
-
 /// `.sat`: clamps to [0, 1]; NaN and minus zero become plus zero.
 #[inline(always)]
 pub fn saturate_half(format: Half, h: u16) -> u16 {
@@ -188,34 +192,71 @@ pub enum HalfOperation {
     Fma,
 }
 
+/// The half of every lane that lies `shift` bits up, widened.
 #[inline(always)]
-fn operate(operation: HalfOperation, format: Half, [a, b, c]: [u16; 3]) -> u16 {
-    match operation {
-        HalfOperation::Add => add_half(format, a, b),
-        HalfOperation::Sub => sub_half(format, a, b),
-        HalfOperation::Mul => mul_half(format, a, b),
-        HalfOperation::Fma => fma_half(format, a, b, c),
-    }
-}
-
-/// `add`, `sub`, `mul` (then `c` is ignored) and `fma` on every lane: `packed` works on both halves of the registers, else
-/// on the low half, and the high half of the result is zero.
-#[inline(always)]
-pub fn operate_lanes(
-    operation: HalfOperation,
-    format: Half,
-    packed: bool,
-    mode: HalfMode,
-    [a, b, c]: [&Lanes; 3],
-) -> Lanes {
-    let mut d = [0; 32];
+fn widen_lanes(format: Half, ftz: bool, shift: u32, register: &Lanes) -> [f32; 32] {
+    let mut d = [0.0; 32];
     for lane in 0..32 {
-        let (a, b, c) = (halves(a[lane]), halves(b[lane]), halves(c[lane]));
-        let low = apply(mode, format, [a.1, b.1, c.1], |x| operate(operation, format, x));
-        let high = if packed { apply(mode, format, [a.0, b.0, c.0], |x| operate(operation, format, x)) } else { 0 };
-        d[lane] = pair(high, low);
+        let h = (register[lane] >> shift) as u16;
+        d[lane] = value(format, if ftz { flush_half(format, h) } else { h });
     }
     d
+}
+
+/// The operation on one half of every lane. The steps are loops of their own, because each vectorises and their sum does not.
+#[inline(always)]
+fn half_of(operation: HalfOperation, format: Half, mode: HalfMode, shift: u32, [a, b, c]: [&Lanes; 3]) -> Lanes {
+    let a = widen_lanes(format, mode.ftz, shift, a);
+    let b = widen_lanes(format, mode.ftz, shift, b);
+    let mut wide = [0.0; 32];
+    match operation {
+        HalfOperation::Add => (0..32).for_each(|i| wide[i] = a[i] + b[i]),
+        HalfOperation::Sub => (0..32).for_each(|i| wide[i] = a[i] - b[i]),
+        HalfOperation::Mul => (0..32).for_each(|i| wide[i] = wide_mul(format, a[i], b[i])),
+        HalfOperation::Fma => {
+            let c = widen_lanes(format, mode.ftz, shift, c);
+            (0..32).for_each(|i| wide[i] = wide_fma(format, a[i], b[i], c[i]));
+        }
+    }
+    let mut d = [0; 32];
+    for lane in 0..32 {
+        d[lane] = u32::from(format.narrow(wide[lane].to_bits()));
+    }
+    if mode.ftz || mode.relu || mode.saturate {
+        for word in &mut d {
+            let h = *word as u16;
+            let h = if mode.ftz { flush_half(format, h) } else { h };
+            let h = if mode.relu { relu_half(h) } else { h };
+            *word = u32::from(if mode.saturate { saturate_half(format, h) } else { h });
+        }
+    }
+    d
+}
+
+#[inline(always)]
+fn operate_body(operation: HalfOperation, format: Half, packed: bool, mode: HalfMode, x: [&Lanes; 3]) -> Lanes {
+    let mut d = match format {
+        Half::F16 => half_of(operation, Half::F16, mode, 0, x),
+        Half::Bf16 => half_of(operation, Half::Bf16, mode, 0, x),
+    };
+    if packed {
+        let high = match format {
+            Half::F16 => half_of(operation, Half::F16, mode, 16, x),
+            Half::Bf16 => half_of(operation, Half::Bf16, mode, 16, x),
+        };
+        for lane in 0..32 {
+            d[lane] |= high[lane] << 16;
+        }
+    }
+    d
+}
+
+dispatched! {
+    /// `add`, `sub`, `mul` (then the third register is ignored) and `fma` on every lane: `packed` works on both halves of
+    /// the registers, else on the low half, and the high half of the result is zero.
+    pub fn operate_lanes(
+        operation: HalfOperation, format: Half, packed: bool, mode: HalfMode, x: [&Lanes; 3],
+    ) -> Lanes = operate_body;
 }
 
 /// `min` and `max` on every lane, packed or not as in [`operate_lanes`].
@@ -229,3 +270,6 @@ pub fn choose_half_lanes(format: Half, packed: bool, choice: Choice, a: &Lanes, 
     }
     d
 }
+
+#[cfg(test)]
+mod tests;

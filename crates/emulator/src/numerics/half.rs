@@ -227,3 +227,6 @@ dispatched! {
     /// `cvt.{rn,rz}{.relu}{.satfinite}.{f16x2,bf16x2}.f32 d, a, b` on every lane: `a` goes to the high half.
     pub fn pack_lanes(a: &Lanes, b: &Lanes, how: Pack) -> Lanes = pack_lanes_body;
 }
+
+#[cfg(test)]
+mod tests;

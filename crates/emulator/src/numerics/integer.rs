@@ -470,3 +470,6 @@ pub fn dp2a(a: u32, b: u32, c: u32, a_signed: bool, b_signed: bool, high: bool) 
     }
     sum
 }
+
+#[cfg(test)]
+mod tests;

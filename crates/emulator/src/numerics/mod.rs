@@ -26,6 +26,8 @@ pub mod float16;
 pub mod half;
 pub mod integer;
 pub mod mma;
+#[cfg(test)]
+pub(crate) mod testing;
 
 /// One 32-bit register of a warp: the bits of each lane.
 pub type Lanes = [u32; 32];

@@ -1,6 +1,8 @@
 //! The functions behind the approximate instructions, in `f64`, good to about 2^-50: an `f32` or shorter result is correctly
 //! rounded but for one value in 2^26. No branches, so that loops over lanes vectorise.
 
+use std::hint::select_unpredictable;
+
 /// `2^f - 1` for `|f| <= 1/2`, over `f`: interpolated at the Chebyshev nodes, relative error of the power below 2^-50.
 const EXP2: [f64; 10] = [
     0.6931471805599462,
@@ -83,15 +85,6 @@ fn split_exp2(x: f64) -> (i32, f64) {
     (n, polynomial(&EXP2, f) * f)
 }
 
-/// `2^x`.
-#[inline(always)]
-pub(super) fn exp2_f64(x: f64) -> f64 {
-    let x = if x > 300.0 { 300.0 } else { x };
-    let x = if x < -300.0 { -300.0 } else { x };
-    let (n, part) = split_exp2(x);
-    (1.0 + part) * power_of_two(n)
-}
-
 /// `log2 x` rounded to `f32`, for anything but subnormals: minus infinity at zero, NaN below.
 #[inline(always)]
 pub(super) fn log2(x: f32) -> f32 {
@@ -123,8 +116,8 @@ fn sine_or_cosine(quarter: u32, r: f64) -> f64 {
     let square = r * r;
     let sine = polynomial(&SIN, square) * r;
     let cosine = polynomial(&COS, square);
-    let value = if quarter & 1 == 0 { sine } else { cosine };
-    if quarter & 2 == 0 { value } else { -value }
+    let value = select_unpredictable(quarter & 1 == 0, sine, cosine);
+    f64::from_bits(value.to_bits() ^ (u64::from(quarter & 2) << 62))
 }
 
 /// `sin(2 pi t)` rounded to `f32`.
@@ -142,22 +135,16 @@ pub(super) fn cos_turns(t: f32) -> f32 {
     sine_or_cosine(quarter + 1, r) as f32
 }
 
-/// `tanh x`.
+/// `tanh x` rounded to `f32`; a subnormal is its own value.
 #[inline(always)]
-pub(super) fn tanh_f64(x: f64) -> f64 {
+pub(super) fn tanh(x: f32) -> f32 {
     let magnitude = x.abs();
     // tanh is 1 to the last bit of an f32 long before 40.
-    let bounded = if magnitude > 40.0 { 40.0 } else { magnitude };
+    let bounded = f64::from(if magnitude > 40.0 { 40.0 } else { magnitude });
     let (n, part) = split_exp2(bounded * (2.0 * std::f64::consts::LOG2_E));
     // e^2x - 1 without cancellation: what 2^n adds is exact.
     let scale = power_of_two(n);
     let minus_one = part.mul_add(scale, scale - 1.0);
-    (minus_one / (minus_one + 2.0)).copysign(x)
-}
-
-/// `tanh x` rounded to `f32`; a subnormal is its own value.
-#[inline(always)]
-pub(super) fn tanh(x: f32) -> f32 {
-    let value = tanh_f64(f64::from(x)) as f32;
-    if x.abs() < f32::MIN_POSITIVE { x } else { value }
+    let value = ((minus_one / (minus_one + 2.0)) as f32).copysign(x);
+    if magnitude < f32::MIN_POSITIVE { x } else { value }
 }

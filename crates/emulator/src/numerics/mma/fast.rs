@@ -1,8 +1,9 @@
 //! Products by chains of `f32` fused multiply-adds, `k` ascending, starting from the accumulator.
 
 use super::layout::{self, MatrixA, MatrixB, MatrixC};
+use crate::numerics::float::canonical_f32;
 use crate::numerics::float16::Half;
-use crate::numerics::{Lanes, NAN_F32, dispatched};
+use crate::numerics::{Lanes, dispatched};
 
 /// Adds `A B` to C, over the first `k` columns of A.
 #[inline(always)]
@@ -10,7 +11,9 @@ pub(super) fn multiply(k: usize, a: &MatrixA, b: &MatrixB, c: &mut MatrixC) {
     for first in [0, 8] {
         let mut sums = [[0f32; 8]; 8];
         for i in 0..8 {
-            sums[i] = c[first + i].map(f32::from_bits);
+            for j in 0..8 {
+                sums[i][j] = f32::from_bits(c[first + i][j]);
+            }
         }
         for p in 0..k {
             for i in 0..8 {
@@ -21,7 +24,9 @@ pub(super) fn multiply(k: usize, a: &MatrixA, b: &MatrixB, c: &mut MatrixC) {
             }
         }
         for i in 0..8 {
-            c[first + i] = sums[i].map(|x| if x.is_nan() { NAN_F32 } else { x.to_bits() });
+            for j in 0..8 {
+                c[first + i][j] = canonical_f32(sums[i][j]);
+            }
         }
     }
 }
@@ -48,7 +53,7 @@ dispatched! {
 fn half_to_half_body(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
     let mut m = layout::c_pairs(c);
     multiply(k, &layout::a_half(Half::F16, k, a), &layout::b_half(Half::F16, k, b), &mut m);
-    layout::d_pairs(&m)
+    layout::d_pairs(&m, |x| Half::F16.narrow(x))
 }
 
 dispatched! {

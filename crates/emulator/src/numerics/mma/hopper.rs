@@ -1,99 +1,199 @@
-//! Products as Hopper's tensor cores sum them: every product and the accumulator aligned to the largest exponent and
-//! truncated to 25 fractional bits, an exact sum, and a truncated result.
+//! Products as Hopper's tensor cores sum them. With the exponent of a product taken as the sum of its operands' exponents
+//! (subnormal operands keep their format's smallest one, and a product that is zero counts as -126):
+//!
+//! 1. all products and the accumulator are aligned to the largest exponent and truncated to 25 fractional bits;
+//! 2. the sum of those is exact;
+//! 3. it is truncated to `f32`, or rounded to nearest even where the result is `f16`.
+//!
+//! A NaN, or infinities that do not agree, give the canonical NaN.
 
 use super::layout::{self, MatrixA, MatrixB, MatrixC};
 use crate::numerics::float16::Half;
-use crate::numerics::{Lanes, NAN_F32};
+use crate::numerics::{Lanes, NAN_F32, dispatched};
 
 /// Bits kept below the binary point of the largest term.
 const FRACTION: i32 = 25;
+/// The exponent of a zero operand: low enough to never be the largest.
+const ZERO: i32 = -10_000;
+/// Below this, a largest exponent leaves the range where `f32` products do the alignment exactly.
+const LOWEST: i32 = -80;
 
-/// The significand with its sign, and the exponent of its unit times 2^23 (a zero counts as the smallest exponent).
+/// The exponent of an operand whose format has `smallest` for its subnormals; 128 for infinity and NaN.
 #[inline(always)]
-fn split(x: u32) -> (i64, i32) {
+fn exponent(x: u32, smallest: i32) -> i32 {
     let field = (x >> 23 & 255) as i32;
-    let magnitude = i64::from(x & 0x7f_ffff | if field == 0 { 0 } else { 0x80_0000 });
-    (if x >> 31 == 1 { -magnitude } else { magnitude }, field.max(1) - 127)
+    if x & 0x7fff_ffff == 0 { ZERO } else { (field - 127).max(smallest) }
 }
 
-/// One element in integers: `row` and `column` are `f32` bits with 11 significant bits at most.
-fn element(row: &[u32], column: impl Fn(usize) -> u32, c: u32) -> u32 {
+/// The exponents of a matrix, and the largest one. One flat loop, which is what vectorises.
+#[inline(always)]
+fn exponents<const N: usize>(m: &[[u32; N]; 16], smallest: i32) -> ([[i32; N]; 16], i32) {
+    let mut all = [[0; N]; 16];
+    let mut top = ZERO;
+    for (to, x) in all.as_flattened_mut().iter_mut().zip(m.as_flattened()) {
+        *to = exponent(*x, smallest);
+        top = top.max(*to);
+    }
+    (all, top)
+}
+
+/// `2^n` for the exponents of normal numbers.
+#[inline(always)]
+fn power_f32(n: i32) -> f32 {
+    f32::from_bits(((n + 127) as u32) << 23)
+}
+
+#[inline(always)]
+fn power_f64(n: i32) -> f64 {
+    f64::from_bits(((i64::from(n) + 1023) as u64) << 52)
+}
+
+/// What the operands are: the smallest exponents of the factors and of the accumulator.
+#[derive(Clone, Copy)]
+struct Formats {
+    k: usize,
+    factors: i32,
+    accumulator: i32,
+}
+
+/// The exact sum for one element, in any case whatsoever.
+#[inline(never)]
+fn element(formats: Formats, row: &[u32; 16], b: &MatrixB, j: usize, c: u32) -> f64 {
+    let value = |x: u32| f64::from(f32::from_bits(x));
     let special = |x: u32| x & 0x7f80_0000 == 0x7f80_0000;
-    if special(c) || (0..row.len()).any(|p| special(row[p]) || special(column(p))) {
-        // Products of finite operands neither overflow nor matter beside an infinity, so its sign decides, or NaN does.
-        let mut sum = if special(c) { f64::from(f32::from_bits(c)) } else { 0.0 };
-        for p in 0..row.len() {
-            if special(row[p]) || special(column(p)) {
-                sum += f64::from(f32::from_bits(row[p])) * f64::from(f32::from_bits(column(p)));
+    let k = formats.k;
+    if special(c) || (0..k).any(|p| special(row[p]) || special(b[p][j])) {
+        // Nothing finite overflows in f64, so only the special operands decide.
+        return (0..k).fold(value(c), |sum, p| sum + value(row[p]) * value(b[p][j]));
+    }
+    let mut largest = exponent(c, formats.accumulator).max(-126);
+    for p in 0..k {
+        largest = largest.max(exponent(row[p], formats.factors) + exponent(b[p][j], formats.factors));
+    }
+    let (scale, unit) = (power_f64(FRACTION - largest), power_f64(largest - FRACTION));
+    let aligned = |x: f64| (x * scale).trunc();
+    (0..k).fold(aligned(value(c)), |sum, p| sum + aligned(value(row[p]) * value(b[p][j]))) * unit
+}
+
+/// The exact sums. Products of two operands of at most 11 bits are exact in `f32`, scaling by a power of two is exact, and
+/// the conversion to an integer truncates as the aligning shifter does.
+#[inline(always)]
+fn sums(formats: Formats, a: &MatrixA, b: &MatrixB, c: &MatrixC) -> [[f64; 8]; 16] {
+    let Formats { k, factors, accumulator } = formats;
+    let (a_exponents, a_top) = exponents(a, factors);
+    let (b_exponents, b_top) = exponents(b, factors);
+    let (c_exponents, c_top) = exponents(c, accumulator);
+    let regular = a_top.max(b_top).max(c_top) < 128 && a_top + b_top <= 125;
+    let mut d = [[0.0; 8]; 16];
+    for i in 0..16 {
+        if !regular {
+            for j in 0..8 {
+                d[i][j] = element(formats, &a[i], b, j, c[i][j]);
+            }
+            continue;
+        }
+        let mut largest = c_exponents[i];
+        for p in 0..k {
+            for j in 0..8 {
+                largest[j] = largest[j].max(a_exponents[i][p] + b_exponents[p][j]);
             }
         }
-        return if sum.is_nan() { NAN_F32 } else { (sum as f32).to_bits() };
-    }
-    let (c, c_exponent) = split(c);
-    let mut largest = c_exponent;
-    for p in 0..row.len() {
-        largest = largest.max(split(row[p]).1 + split(column(p)).1);
-    }
-    // A term's magnitude in units of 2^(largest - FRACTION): truncation drops the sign's influence.
-    let align = |value: i64, fraction: i32, exponent: i32| {
-        let down = (largest - exponent).min(63);
-        let magnitude = if fraction <= FRACTION {
-            value.unsigned_abs() << (FRACTION - fraction) >> down
-        } else {
-            value.unsigned_abs() >> (fraction - FRACTION) >> down
-        };
-        if value < 0 { -(magnitude as i64) } else { magnitude as i64 }
-    };
-    let mut sum = align(c, 23, c_exponent);
-    for p in 0..row.len() {
-        let ((x, x_exponent), (y, y_exponent)) = (split(row[p]), split(column(p)));
-        sum += align(x * y, 46, x_exponent + y_exponent);
-    }
-    truncate(sum, largest - FRACTION)
-}
-
-/// `sum * 2^unit` truncated to `f32`; too large becomes infinite.
-fn truncate(sum: i64, unit: i32) -> u32 {
-    if sum == 0 {
-        return 0;
-    }
-    let sign = if sum < 0 { 0x8000_0000 } else { 0 };
-    let magnitude = sum.unsigned_abs();
-    let top = 63 - magnitude.leading_zeros() as i32;
-    let exponent = top + unit;
-    if exponent > 127 {
-        return sign | 0x7f80_0000;
-    }
-    let shift = exponent.max(-126) - 23 - unit;
-    let significand = if shift >= 0 { magnitude >> shift.min(63) } else { magnitude << -shift } as u32;
-    sign | (((exponent.max(-126) + 126) as u32) << 23).wrapping_add(significand)
-}
-
-fn multiply(k: usize, a: &MatrixA, b: &MatrixB, c: &mut MatrixC) {
-    for i in 0..16 {
+        let mut scale = [0.0; 8];
+        let mut low = 0;
         for j in 0..8 {
-            c[i][j] = element(&a[i][..k], |p| b[p][j], c[i][j]);
+            low |= u32::from((largest[j] < LOWEST) & (largest[j] > 2 * ZERO / 3));
+            largest[j] = largest[j].max(LOWEST);
+            scale[j] = power_f32(FRACTION - largest[j]);
+        }
+        // SAFETY: both callers pass finite numbers below 2^27: a product is below 4 and the accumulator below 2 times
+        // 2^largest, and `scale` is at most 2^(25 - largest).
+        let truncate = |x: f32| unsafe { x.to_int_unchecked::<i32>() };
+        let mut products = [0i32; 8];
+        for p in 0..k {
+            let x = f32::from_bits(a[i][p]);
+            for j in 0..8 {
+                // Sixteen terms below 2^27 stay below 2^31.
+                products[j] += truncate(x * f32::from_bits(b[p][j]) * scale[j]);
+            }
+        }
+        for j in 0..8 {
+            let addend = truncate(f32::from_bits(c[i][j]) * scale[j]);
+            d[i][j] = (f64::from(products[j]) + f64::from(addend)) * power_f64(largest[j] - FRACTION);
+        }
+        if low != 0 {
+            for j in 0..8 {
+                d[i][j] = element(formats, &a[i], b, j, c[i][j]);
+            }
+        }
+    }
+    d
+}
+
+/// Truncates to `f32`. What exceeds the largest number by a unit or more is infinite.
+#[inline(always)]
+fn truncate_f32(x: f64) -> u32 {
+    const OVERFLOW: f64 = 3.402_823_669_209_384_6e38;
+    let nearest = x as f32;
+    let over = f64::from(nearest).abs() > x.abs() && x.abs() < OVERFLOW;
+    let bits = if over { nearest.to_bits() - 1 } else { nearest.to_bits() };
+    if x.is_nan() { NAN_F32 } else { bits }
+}
+
+#[inline(always)]
+fn multiply(formats: Formats, a: &MatrixA, b: &MatrixB, c: &MatrixC) -> [Lanes; 4] {
+    let exact = sums(formats, a, b, c);
+    let mut d = [[0; 8]; 16];
+    for (to, x) in d.as_flattened_mut().iter_mut().zip(exact.as_flattened()) {
+        *to = truncate_f32(*x);
+    }
+    layout::d_words(&d)
+}
+
+#[inline(always)]
+fn half_body(format: Half, k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
+    let c = layout::c_words(c);
+    match (format, k) {
+        (Half::F16, 16) => {
+            let formats = Formats { k: 16, factors: -14, accumulator: -126 };
+            multiply(formats, &layout::a_half(Half::F16, 16, a), &layout::b_half(Half::F16, 16, b), &c)
+        }
+        (Half::Bf16, 16) => {
+            let formats = Formats { k: 16, factors: -126, accumulator: -126 };
+            multiply(formats, &layout::a_half(Half::Bf16, 16, a), &layout::b_half(Half::Bf16, 16, b), &c)
+        }
+        _ => {
+            let factors = if format == Half::F16 { -14 } else { -126 };
+            let formats = Formats { k: 8, factors, accumulator: -126 };
+            multiply(formats, &layout::a_half(format, 8, a), &layout::b_half(format, 8, b), &c)
         }
     }
 }
 
-/// `f16` or `bf16`, accumulated in `f32`.
-pub fn half(format: Half, k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
-    let mut m = layout::c_words(c);
-    multiply(k, &layout::a_half(format, k, a), &layout::b_half(format, k, b), &mut m);
-    layout::d_words(&m)
+dispatched! {
+    /// `f16` or `bf16`, accumulated in `f32`.
+    pub fn half(format: Half, k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] = half_body;
 }
 
-/// `f16`, rounded to `f16` to nearest even at the end.
-pub fn half_to_half(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
-    let mut m = layout::c_pairs(c);
-    multiply(k, &layout::a_half(Half::F16, k, a), &layout::b_half(Half::F16, k, b), &mut m);
-    layout::d_pairs(&m)
+#[inline(always)]
+fn half_to_half_body(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
+    let formats = Formats { k, factors: -14, accumulator: -14 };
+    let c = layout::c_pairs(c);
+    let exact = sums(formats, &layout::a_half(Half::F16, k, a), &layout::b_half(Half::F16, k, b), &c);
+    layout::d_pairs(&exact, |x| Half::F16.narrow_f64(x))
 }
 
-/// `tf32`, accumulated in `f32`.
-pub fn tf32(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
-    let mut m = layout::c_words(c);
-    multiply(k, &layout::a_tf32(k, a), &layout::b_tf32(k, b), &mut m);
-    layout::d_words(&m)
+dispatched! {
+    /// `f16` throughout.
+    pub fn half_to_half(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] = half_to_half_body;
+}
+
+#[inline(always)]
+fn tf32_body(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
+    let formats = Formats { k, factors: -126, accumulator: -126 };
+    multiply(formats, &layout::a_tf32(k, a), &layout::b_tf32(k, b), &layout::c_words(c))
+}
+
+dispatched! {
+    /// `tf32`, accumulated in `f32`.
+    pub fn tf32(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] = tf32_body;
 }
