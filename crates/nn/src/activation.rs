@@ -1,0 +1,34 @@
+//! Pointwise functions that kernels apply to their result.
+
+/// A pointwise function.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Activation {
+    /// `x`.
+    #[default]
+    None,
+    /// `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
+    Gelu,
+    /// `x sigmoid(x)`.
+    Silu,
+    /// `1 / (1 + exp(-x))`.
+    Sigmoid,
+    /// `max(x, 0)`; NaN stays NaN.
+    Relu,
+}
+
+impl Activation {
+    /// Every function.
+    pub const ALL: [Activation; 5] =
+        [Activation::None, Activation::Gelu, Activation::Silu, Activation::Sigmoid, Activation::Relu];
+
+    /// The number that kernels know it by; `kernels/tile/activation.ptx` has the other end.
+    pub(crate) fn code(self) -> u32 {
+        match self {
+            Activation::None => 0,
+            Activation::Gelu => 1,
+            Activation::Silu => 2,
+            Activation::Sigmoid => 3,
+            Activation::Relu => 4,
+        }
+    }
+}

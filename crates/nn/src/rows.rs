@@ -1,0 +1,124 @@
+//! Launch geometry and variants shared by kernels that walk a matrix row by row.
+
+use crate::check::Rows;
+use cudarc::driver::sys::CUdeviceptr;
+use lookback_device::{DType, Error, Result};
+use lookback_kernels::{Kernel, find};
+
+/// Threads of a block of most of these kernels.
+pub(crate) const BLOCK: usize = 256;
+
+/// A kernel in two variants: 16-byte accesses, and one element at a time.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Variants {
+    wide: &'static Kernel,
+    single: &'static Kernel,
+}
+
+impl Variants {
+    /// Looks both up; `extra` are variant keys besides `dtype` and `vec`.
+    pub fn find(op: &'static str, name: &str, dtype: DType, extra: &[(&str, &str)]) -> Result<Self> {
+        let of = |vec: &str| {
+            let mut request = vec![("dtype", dtype.name()), ("vec", vec)];
+            request.extend_from_slice(extra);
+            find(name, &request).ok_or_else(|| Error::NoKernel { op, request: format!("{name} {request:?}") })
+        };
+        Ok(Self { wide: of(if dtype == DType::F32 { "4" } else { "8" })?, single: of("1")? })
+    }
+
+    /// The variant that fits every matrix at its address, and its elements per access. All have the element size of the variant.
+    pub fn pick(&self, matrices: &[(CUdeviceptr, &Rows)]) -> (&'static Kernel, u32) {
+        let fits = |(address, rows): &(CUdeviceptr, &Rows)| {
+            rows.wide(*address) && (rows.width as u64 * rows.size).is_multiple_of(16)
+        };
+        match matrices.first() {
+            Some((_, rows)) if matrices.iter().all(fits) => (self.wide, 16 / rows.size as u32),
+            _ => (self.single, 1),
+        }
+    }
+}
+
+/// The threads that share a row in kernels that reduce it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Team {
+    /// 32 threads; a block has eight rows.
+    Warp,
+    /// A block.
+    Block,
+}
+
+impl Team {
+    /// A warp while it needs at most four accesses of 16 bytes to a thread, or so.
+    pub fn of(width: usize) -> Self {
+        if width <= 1024 { Team::Warp } else { Team::Block }
+    }
+
+    /// Its name in kernel variants.
+    pub fn name(self) -> &'static str {
+        match self {
+            Team::Warp => "warp",
+            Team::Block => "block",
+        }
+    }
+
+    /// Blocks for that many rows.
+    pub fn blocks(self, rows: usize) -> u32 {
+        match self {
+            Team::Warp => rows.div_ceil(8) as u32,
+            Team::Block => rows as u32,
+        }
+    }
+}
+
+/// How a pointwise kernel covers a matrix; `kernels/tile/rows.ptx` has the other end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Cover {
+    /// 2^lane_bits threads share a row.
+    pub lane_bits: u32,
+    /// Elements from a thread's column to its next.
+    pub column_step: u32,
+    pub grid: [u32; 3],
+}
+
+impl Cover {
+    /// As few of the block's threads to a row as reach its end in one access; wider rows get more blocks.
+    pub fn new(rows: usize, width: usize, vec: u32, block: usize) -> Self {
+        let accesses = width.div_ceil(vec as usize);
+        let lane_bits = accesses.min(block).next_power_of_two().trailing_zeros();
+        let lanes = 1_usize << lane_bits;
+        let columns = accesses.div_ceil(lanes).min(65_535);
+        Self {
+            lane_bits,
+            column_step: (columns * lanes) as u32 * vec,
+            grid: [rows.div_ceil(block >> lane_bits) as u32, columns as u32, 1],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cover_reaches_every_element() {
+        for rows in [1, 2, 7, 1000] {
+            for width in [1, 2, 3, 31, 256, 257, 2048, 5000] {
+                for vec in [1, 4, 8] {
+                    let cover = Cover::new(rows, width, vec, BLOCK);
+                    let lanes = 1 << cover.lane_bits;
+                    assert!(cover.grid[0] as usize * (256 / lanes) >= rows);
+                    assert!(cover.column_step as usize >= width);
+                    assert_eq!(cover.column_step, cover.grid[1] * lanes as u32 * vec);
+                    assert!((cover.grid[0] as usize - 1) * (256 / lanes) < rows, "no idle block");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_widest_row_stays_in_range() {
+        let cover = Cover::new(1, crate::check::MAX_EXTENT, 1, BLOCK);
+        assert!(u64::from(cover.column_step) + (crate::check::MAX_EXTENT as u64) < 1 << 32);
+        assert_eq!(cover.grid[1], 65_535);
+    }
+}
