@@ -1,4 +1,16 @@
-//! Naive CPU maths in f64: one readable loop per operation, the oracle of every test
+//! Naive CPU maths in f64: one readable loop per operation, the oracle of every test.
+//!
+//! Tensors are dense slices; strides, element types and memory are the business of what is tested. Inputs come already rounded
+//! to the element type of the operation, so that only its own errors are left.
 
+pub mod activation;
+pub mod argmax;
+pub mod cross_entropy;
+pub mod embedding;
+pub mod gate;
 pub mod gated_scan;
+pub mod gated_ssm;
+pub mod gemm;
 pub mod measure;
+pub mod rms_norm;
+pub mod short_conv;
