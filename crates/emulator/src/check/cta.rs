@@ -106,24 +106,20 @@ impl Cta {
     pub(super) fn arrive(&mut self, warp: u32, id: u32) {
         let Some(arriver) = self.warps.get_mut(warp as usize) else { return };
         arriver.meet(u32::MAX);
-        let knowledge = arriver.release(u32::MAX);
-        match self.barriers.get_mut(&id) {
-            Some(gathering) => {
-                gathering.knowledge.join(&knowledge);
-                gathering.warps |= 1 << warp;
-            }
-            None => {
-                self.barriers.insert(id, Gathering { knowledge, warps: 1 << warp });
-            }
-        }
+        let gathering = self
+            .barriers
+            .entry(id)
+            .or_insert_with(|| Gathering { knowledge: arriver.knows(u32::MAX).clone(), warps: 0 });
+        arriver.release_to(&mut gathering.knowledge);
+        gathering.warps |= 1 << warp;
     }
 
     /// A barrier completes: everybody who waited learns what was handed in.
     pub(super) fn complete(&mut self, id: u32, waiters: u32) {
         let Some(gathering) = self.barriers.remove(&id) else { return };
         for (index, warp) in self.warps.iter_mut().enumerate() {
-            if waiters >> index & 1 == 1 {
-                warp.acquire(u32::MAX, |knowledge| knowledge.join(&gathering.knowledge));
+            if (waiters & gathering.warps) >> index & 1 == 1 {
+                warp.adopt(&gathering.knowledge);
             }
         }
         let all = u32::MAX >> (32 - self.warps.len().clamp(1, 32));
@@ -172,22 +168,17 @@ impl Cta {
             self.read_signals(request, addresses);
         }
         let Some(warp) = self.warps.get(request.agent.warp as usize) else { return Ok(()) };
-        let access = Access {
-            warp,
-            index: request.agent.warp as usize,
-            bytes: request.bytes,
-            line: request.line,
-            strong,
-            generation: self.generation,
-            lane_order: lints.lane_order,
-        };
+        let index = request.agent.warp as usize;
+        let mut access = Access::new(warp, index, request.bytes, request.line, self.generation)
+            .strong(request.line, strong)
+            .lane_order(lints.lane_order);
         let reads = matches!(request.kind, Kind::Load | Kind::LoadNonCoherent);
         for run in Runs::new(request.mask, addresses, request.bytes, reads && warp.is_uniform()) {
             let run = Run { start: run.start.wrapping_sub(self.shared_base.into()), ..run };
             let found = match request.kind {
-                Kind::Load | Kind::LoadNonCoherent => self.shadow.read(&access, run),
-                Kind::Store => self.shadow.write(&access, run),
-                Kind::Atomic => self.shadow.read(&access, run).and_then(|()| self.shadow.write(&access, run)),
+                Kind::Load | Kind::LoadNonCoherent => self.shadow.read(&mut access, run),
+                Kind::Store => self.shadow.write(&mut access, run),
+                Kind::Atomic => self.shadow.read(&mut access, run).and_then(|()| self.shadow.write(&mut access, run)),
             };
             if let Err(found) = found {
                 return Err(self.report(request, found));
@@ -202,18 +193,11 @@ impl Cta {
     /// Claim the destinations of an asynchronous copy.
     pub(super) fn issue(&mut self, request: &Request, addresses: &[u32; 32]) -> Result<CopyId, Box<Violation>> {
         let Some(warp) = self.warps.get(request.agent.warp as usize) else { return Ok(CopyId(u32::MAX)) };
-        let access = Access {
-            warp,
-            index: request.agent.warp as usize,
-            bytes: request.bytes,
-            line: request.line,
-            strong: false,
-            generation: self.generation,
-            lane_order: false,
-        };
+        let index = request.agent.warp as usize;
+        let mut access = Access::new(warp, index, request.bytes, request.line, self.generation);
         for run in Runs::new(request.mask, addresses, request.bytes, false) {
             let run = Run { start: run.start.wrapping_sub(self.shared_base.into()), ..run };
-            if let Err(found) = self.shadow.claim(&access, run) {
+            if let Err(found) = self.shadow.claim(&mut access, run) {
                 return Err(self.report(request, found));
             }
         }

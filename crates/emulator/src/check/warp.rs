@@ -155,18 +155,30 @@ impl Warp {
     /// Everything that `lanes` know and did, for somebody else to learn. What they do next is not in it.
     pub(super) fn release(&mut self, lanes: u32) -> Knowledge {
         let mut knowledge = self.knows(lanes).clone();
-        let mut own = Entry { all: self.ordered, some: self.clock, lanes };
+        knowledge.local[self.index] = self.deeds(lanes);
+        self.tick();
+        knowledge
+    }
+
+    /// [`Warp::release`] of all lanes, for `everybody` to learn.
+    pub(super) fn release_to(&mut self, everybody: &mut Knowledge) {
+        everybody.join(&self.known);
+        everybody.local[self.index].join(&self.deeds(u32::MAX));
+        self.tick();
+    }
+
+    /// What `lanes` have done so far, as others may know it.
+    fn deeds(&self, lanes: u32) -> Entry {
         if self.live & !lanes == 0 {
-            own = Entry::until(self.clock);
+            return Entry::until(self.clock);
         }
+        let mut own = Entry { all: self.ordered, some: self.clock, lanes };
         for (met, clock) in &self.meetings {
             if met & lanes != 0 {
                 own.join(&Entry { all: 0, some: *clock, lanes: *met });
             }
         }
-        knowledge.local[self.index] = own;
-        self.tick();
-        knowledge
+        own
     }
 
     /// [`Warp::release`] as a world that other CTAs can learn from.
@@ -193,6 +205,13 @@ impl Warp {
         partial.lanes |= lanes;
         learn(&mut partial.knowledge);
         self.fold();
+    }
+
+    /// All lanes learn what they and others handed in; nothing of theirs can be missing in it.
+    pub(super) fn adopt(&mut self, everybody: &Knowledge) {
+        self.known.local.copy_from_slice(&everybody.local);
+        self.known.world.clone_from(&everybody.world);
+        self.partial = None;
     }
 
     /// `lanes` learn a published world.

@@ -55,6 +55,19 @@ fn contiguous(addresses: &[u32; 32], bytes: u32) -> bool {
 
 /// Most distinct words that one bank must give to these lanes, `words` consecutive ones per lane.
 fn conflicts(lanes: u32, addresses: &[u32; 32], words: u32) -> u32 {
+    if all_apart(lanes, addresses, words) { 1 } else { count_conflicts(lanes, addresses, words) }
+}
+
+/// No two lanes need the same bank. Vector accesses are aligned, so their banks do not wrap around.
+fn all_apart(lanes: u32, addresses: &[u32; 32], words: u32) -> bool {
+    let mut banks = 0u32;
+    for lane in (0..32).filter(|lane| lanes >> lane & 1 == 1) {
+        banks |= ((1 << words) - 1) << (addresses[lane] / 4 % BANKS as u32);
+    }
+    banks.count_ones() == lanes.count_ones() * words
+}
+
+fn count_conflicts(lanes: u32, addresses: &[u32; 32], words: u32) -> u32 {
     let mut first = [u32::MAX; BANKS];
     let mut more: [(u32, u32); 128] = [(0, 0); 128];
     let mut count = 0;

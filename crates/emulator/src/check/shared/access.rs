@@ -1,0 +1,126 @@
+//! One access to shared memory, and the questions asked of it.
+
+use super::mark::{Mark, granule_lanes};
+use crate::check::warp::Warp;
+
+/// What is wrong with an access to a word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::check) enum Finding {
+    /// Not ordered after that write.
+    AfterWrite(Mark),
+    /// Not ordered after that read.
+    AfterRead(Mark),
+    /// Some bytes were never written.
+    Uninitialised,
+    /// An asynchronous copy owns the word.
+    InFlight,
+    /// Another lane of the warp wrote it and the lanes have not met since.
+    LaneOrder(Mark),
+}
+
+/// A finding, the byte offset of its word, and the lane that came upon it.
+pub(in crate::check) type Found = (Finding, u64, u32);
+
+/// Who accesses, and how.
+pub(in crate::check) struct Access<'a> {
+    warp: &'a Warp,
+    pub(super) index: usize,
+    /// Bytes per lane, as a shift.
+    pub(super) spread: u32,
+    /// Atomic, volatile or ordered: such accesses do not race with each other.
+    pub(super) strong: bool,
+    /// Barriers of all warps so far.
+    pub(super) generation: u32,
+    lane_order: bool,
+    /// The access without its place.
+    pub(super) mark: Mark,
+    /// A write by this agent at this tick is known to come before, whatever the lanes.
+    verified: u32,
+}
+
+impl<'a> Access<'a> {
+    pub(in crate::check) fn new(warp: &'a Warp, index: usize, bytes: u32, line: u32, generation: u32) -> Self {
+        let mark = Mark::new(index, warp.clock, line, false);
+        let spread = bytes.trailing_zeros();
+        // Nobody writes at tick 0: "nothing verified yet".
+        let verified = Mark::new(index, 0, 0, false).epoch();
+        Self { warp, index, spread, strong: false, generation, lane_order: false, mark, verified }
+    }
+
+    /// The access is atomic, volatile or ordered.
+    pub(in crate::check) fn strong(mut self, line: u32, strong: bool) -> Self {
+        self.mark = Mark::new(self.index, self.warp.clock, line, strong);
+        self.strong = strong;
+        self
+    }
+
+    /// Find lanes that rely on convergence.
+    pub(in crate::check) fn lane_order(mut self, lane_order: bool) -> Self {
+        self.lane_order = lane_order;
+        self
+    }
+
+    /// Whether granules may be treated as one: lanes of a granule and strong accesses are told apart by word.
+    #[inline]
+    pub(super) fn by_granule(&self) -> bool {
+        !self.strong && !self.lane_order
+    }
+
+    /// Comes after the write of a granule; the usual case costs one compare.
+    #[inline]
+    pub(super) fn is_after_granule(&mut self, mark: Mark, lane: u32) -> bool {
+        if mark.epoch() == self.verified {
+            return true;
+        }
+        if self.is_after_for_all(mark) {
+            self.verified = mark.epoch();
+            return true;
+        }
+        let lanes = granule_lanes(lane, self.spread);
+        self.warp.is_after(mark.agent(), mark.clock(), mark.lanes(), lanes)
+    }
+
+    /// The agent's accesses up to the mark's are known, whichever lane asks.
+    fn is_after_for_all(&self, mark: Mark) -> bool {
+        mark.agent() == self.index
+            || (self.warp.is_uniform() && mark.clock() <= self.warp.knows(0).local[mark.agent()].all)
+    }
+
+    /// Comes after that read. Which lanes of a warp read a place is known for the last one only; a release by others
+    /// of them must not be taken for none, so the lanes are not asked for.
+    #[inline]
+    pub(super) fn is_after_read(&self, reader: usize, mark: Mark, lane: u32) -> bool {
+        let entry = &self.warp.knows(1 << lane).local[reader];
+        mark.clock() <= entry.all.max(entry.some)
+    }
+
+    /// May the bytes of a word be touched, as far as its last write and copies in flight go?
+    pub(super) fn check_write(&self, mark: Mark, lane: u32, bytes: u64) -> Result<(), Finding> {
+        if mark.is_claimed() {
+            return Err(Finding::InFlight);
+        }
+        let apart = mark.bytes() & bytes == 0 || (mark.is_strong() && self.strong);
+        if apart || self.warp.is_after(mark.agent(), mark.clock(), 1 << mark.lane(), 1 << lane) {
+            return Ok(());
+        }
+        Err(Finding::AfterWrite(mark))
+    }
+
+    /// May the bytes of a word be written, as far as its last read by a warp goes?
+    pub(super) fn check_read(&self, reader: usize, mark: Mark, lane: u32, bytes: u64) -> Result<(), Finding> {
+        let apart = mark.bytes() & bytes == 0 || (mark.is_strong() && self.strong);
+        if apart || reader == self.index || self.is_after_read(reader, mark, lane) {
+            return Ok(());
+        }
+        Err(Finding::AfterRead(mark))
+    }
+
+    /// With the lint on: was the word written by another lane of this warp since the lanes last met?
+    pub(super) fn check_lanes(&self, mark: Mark, lane: u32, bytes: u64) -> Result<(), Finding> {
+        let foreign = mark.agent() != self.index || mark.lane() == lane || mark.bytes() & bytes == 0;
+        if !self.lane_order || foreign || mark.clock() <= self.warp.ordered {
+            return Ok(());
+        }
+        Err(Finding::LaneOrder(mark))
+    }
+}
