@@ -67,7 +67,10 @@ fn a_generic_copy_finds_its_direction() {
             CUresult::CUDA_SUCCESS
         );
         assert_eq!(target, source);
-        assert_eq!(sys::cuMemcpyPeer(device + 8, context.cu_ctx(), device, context.cu_ctx(), 8), CUresult::CUDA_SUCCESS);
+        assert_eq!(
+            sys::cuMemcpyPeer(device + 8, context.cu_ctx(), device, context.cu_ctx(), 8),
+            CUresult::CUDA_SUCCESS
+        );
         assert_eq!(sys::cuMemcpy(device, 0, 16), CUresult::CUDA_ERROR_INVALID_VALUE);
         // A host address where a device pointer must be.
         let wrong = sys::cuMemcpyDtoD_v2(device, source.as_ptr() as u64, 16);
@@ -200,9 +203,8 @@ fn a_pointer_tells_where_it_belongs() {
         use sys::CUpointer_attribute as Attribute;
         assert_eq!(sys::cuMemGetAddressRange_v2(&raw mut base, &raw mut size, pointer), CUresult::CUDA_SUCCESS);
         assert_eq!((base, size), (pointer - 40, 100));
-        let type_of = |at, out: *mut u32| {
-            sys::cuPointerGetAttribute(out.cast(), Attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE, at)
-        };
+        let type_of =
+            |at, out: *mut u32| sys::cuPointerGetAttribute(out.cast(), Attribute::CU_POINTER_ATTRIBUTE_MEMORY_TYPE, at);
         assert_eq!(type_of(pointer, &raw mut kind), CUresult::CUDA_SUCCESS);
         assert_eq!(kind, sys::CUmemorytype::CU_MEMORYTYPE_DEVICE as u32);
         assert_eq!(type_of(&raw mut host as u64, &raw mut kind), CUresult::CUDA_ERROR_INVALID_VALUE);

@@ -189,7 +189,7 @@ fn groups_complete_oldest_first() {
 #[test]
 fn addresses_that_are_not_memory() {
     let with = |code: &str, pointer: u64| {
-        let body = format!(".reg .b32 %x; .reg .b64 %at; ld.param.u64 %at, [p_at];\n{code}");
+        let body = format!(".shared .b32 cell; .reg .b32 %x; .reg .b64 %at; ld.param.u64 %at, [p_at];\n{code}");
         let machine = Machine::new(&kernel(".param .u64 p_at", &body));
         machine.run(1, 1, &[Arg::U64(pointer)], &Options::default()).unwrap_err()
     };
@@ -208,7 +208,7 @@ fn addresses_that_are_not_memory() {
         (with("ld.global.u32 %x, [%at];", inside), IllegalAddress),
         (with("st.u32 [%at], 0;", u64::MAX - 3), IllegalAddress),
         (with("atom.global.add.u32 %x, [%at], 1;", 0x10_0000), IllegalAddress),
-        (with("cp.async.ca.shared.global [0], [%at], 4;", 0), IllegalAddress),
+        (with("cp.async.ca.shared.global [cell], [%at], 4;", 0), IllegalAddress),
         (on_buffer("ld.global.u32 %x, [%at+32];"), IllegalAddress),
         (on_buffer("ld.global.u32 %x, [%at+-4];"), IllegalAddress),
         (on_buffer("ld.global.u64 %y, [%at+28];"), MisalignedAddress),
