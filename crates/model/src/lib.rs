@@ -1,6 +1,26 @@
-//! Sequence models made of lookback's kernels: configuration, weights, prefill and step
+//! Sequence models made of lookback's kernels: configuration, weights, prefill and step.
+//!
+//! The model here is Birdie's Gated SSM, answering from a phone book: [`weights::Weights`] checks a safetensors file,
+//! [`gated_ssm::GatedSsm`] runs it on the caller's stream, [`phonebook::Book`] turns text into prompts.
+//!
+//! ```no_run
+//! use lookback_model::{gated_ssm::GatedSsm, phonebook::Book, weights::Weights};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let stream = lookback_device::open(lookback_device::DevicePick::Auto)?.default_stream();
+//! let model = GatedSsm::load(&stream, &Weights::open("assets/phonebook.safetensors")?)?;
+//! let book = Book::parse("Ada Lovelace 1815\nGrace Hopper 1906")?;
+//! let answers = model.answer(&[book.prompt("Grace Hopper")?])?;
+//! println!("{:?}", answers[0]);
+//! # Ok(())
+//! # }
+//! ```
 
+mod block;
 pub mod config;
 pub mod flags;
+pub mod gated_ssm;
+mod pass;
 pub mod phonebook;
+mod residual;
 pub mod weights;

@@ -227,7 +227,7 @@ impl<R: Real> BlockMemory<R> {
             let slope = &self.gelu_slope[token * state..][..state];
             for c in 0..state {
                 open_grad[c] = hidden_grad[c] * hidden[c] * slope[c];
-                hidden_grad[c] = hidden_grad[c] * open[c];
+                hidden_grad[c] *= open[c];
             }
         }
     }

@@ -152,7 +152,7 @@ impl Run {
             }
             bar.inc(1);
             let done = step + 1;
-            if done % LOG_EVERY == 0 {
+            if done.is_multiple_of(LOG_EVERY) {
                 let (loss, digit, exact) = (logged.mean_loss(), logged.digit_share(), logged.exact_share());
                 let (entries, seconds) = (self.entries, self.seconds());
                 let line = format!("{entries} entries  loss {loss:.4}  digit {digit:.4}  exact {exact:.4}");
@@ -160,7 +160,7 @@ impl Run {
                 println!("step {done:>6}  {line}  {seconds:.0} s");
                 logged = Score::default();
             }
-            if done % WINDOW == 0 {
+            if done.is_multiple_of(WINDOW) {
                 let learned = window.exact_share() > options.threshold;
                 let waited = done - self.entries_since >= options.patience;
                 if (learned || waited) && self.entries < MOST_ENTRIES {
@@ -171,7 +171,7 @@ impl Run {
                 }
                 window = Score::default();
             }
-            if done % options.checkpoint_every == 0 {
+            if done.is_multiple_of(options.checkpoint_every) {
                 self.checkpoint(options, shape)?;
             }
             let limit = options.time_limit_minutes.map_or(f64::INFINITY, |minutes| minutes * 60.0);

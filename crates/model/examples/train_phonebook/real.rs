@@ -115,7 +115,7 @@ impl Real for f32 {
     #[inline(always)]
     fn exp(self) -> Self {
         const SHIFT: f32 = 12_582_912.0;
-        const LN_2_HIGH: f32 = 0.693_359_375;
+        const LN_2_HIGH: f32 = 0.693_359_4;
         const LN_2_LOW: f32 = -2.121_944_4e-4;
         let x = self.clamp(-87.0, 88.0);
         let shifted = x * std::f32::consts::LOG2_E + SHIFT;

@@ -1,0 +1,6 @@
+//! The model against its oracle, and against files that are not what they should be.
+
+mod assets;
+mod device;
+mod files;
+mod support;
