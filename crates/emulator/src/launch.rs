@@ -3,7 +3,7 @@
 //! The driver library and the Rust tests both come in here. Everything that a GPU leaves to chance (the order of CTAs,
 //! how many are resident, when lanes reconverge, when asynchronous copies land) is an [`Options`] field.
 
-use crate::counters::Counters;
+use crate::counters::{Counters, Counting};
 use crate::decode::Program;
 use crate::memory::DeviceMemory;
 use crate::sched;
@@ -105,6 +105,8 @@ pub struct Options {
     pub mma: MmaArithmetic,
     /// When asynchronous copies take effect.
     pub async_copies: AsyncCopies,
+    /// How much is counted.
+    pub counting: Counting,
     /// Multiprocessors of the device.
     pub sm_count: u32,
     /// Instructions that a warp runs before another has its turn; small values interleave more.
@@ -122,9 +124,10 @@ impl Default for Options {
             convergence: Convergence::default(),
             mma: MmaArithmetic::default(),
             async_copies: AsyncCopies::default(),
+            counting: Counting::default(),
             sm_count: 132,
             quantum: 20_000,
-            instruction_limit: 200_000_000_000,
+            instruction_limit: 20_000_000_000,
         }
     }
 }

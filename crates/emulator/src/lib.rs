@@ -5,6 +5,10 @@
 
 pub mod check;
 pub mod counters;
+pub mod decode;
+mod exec;
+pub mod launch;
 pub mod memory;
 pub mod numerics;
 pub mod ptx;
+mod sched;

@@ -4,11 +4,27 @@
 //! launch fills before the first instruction), every opcode with its modifiers and types becomes one [`op::Op`]. What
 //! is not known here is an error that names the line: nothing is skipped and nothing is guessed.
 
+pub(crate) mod cold;
+mod compare;
+mod context;
+mod convert;
+mod copies;
+mod float;
+mod integer;
+mod memory;
+mod moves;
+pub(crate) mod op;
+mod pressure;
 mod program;
+pub(crate) mod slots;
+mod sync;
+mod tensor;
+mod words;
 
 pub use program::{Program, Target};
 
 use crate::ptx::ast;
+use context::{Decoded, Decoder};
 use std::fmt;
 
 /// Why a kernel cannot be decoded.
@@ -34,4 +50,65 @@ impl std::error::Error for DecodeError {}
 /// their initial bytes.
 pub fn decode(module: &ast::Module, entry: &ast::Entry, globals: &[u64]) -> Result<Program, DecodeError> {
     program::build(module, entry, globals)
+}
+
+/// Decode the instruction that the decoder stands at.
+fn instruction(d: &mut Decoder<'_>) -> Decoded<()> {
+    match d.ins.opcode.as_str() {
+        "add" | "sub" | "mul" | "mad" | "fma" | "div" | "rem" | "min" | "max" | "abs" | "neg" => float::arithmetic(d),
+        "addc" | "subc" => integer::with_carry(d),
+        "mul24" | "mad24" => integer::multiply24(d),
+        "and" | "or" | "xor" | "not" | "cnot" => integer::logic(d),
+        "shl" | "shr" => integer::shift(d),
+        "lop3" => integer::lop3(d),
+        "prmt" => integer::permute(d),
+        "shf" => integer::funnel(d),
+        "bfe" | "bfi" => integer::field(d),
+        "bmsk" => integer::mask(d),
+        "brev" | "popc" | "clz" => integer::bits(d),
+        "bfind" => integer::find(d),
+        "fns" => integer::nth_set(d),
+        "szext" => integer::extend_bits(d),
+        "sad" => integer::absolute_difference(d),
+        "dp4a" | "dp2a" => integer::dot(d),
+        "mov" => integer::mov(d),
+        "rcp" | "sqrt" | "rsqrt" | "ex2" | "lg2" | "sin" | "cos" | "tanh" => float::function(d),
+        "copysign" => float::copy_sign(d),
+        "testp" => float::test(d),
+        "cvt" => convert::convert(d),
+        "setp" => compare::set_predicate(d),
+        "set" => compare::set(d),
+        "selp" => compare::select(d),
+        "slct" => compare::select_sign(d),
+        "ld" => memory::load(d),
+        "st" => memory::store(d),
+        "prefetch" | "prefetchu" => memory::prefetch(d),
+        "createpolicy" => memory::create_policy(d),
+        "cvta" => memory::cvta(d),
+        "membar" | "fence" => memory::fence(d),
+        "atom" | "red" => memory::atomic(d),
+        "shfl" => sync::shuffle(d),
+        "vote" => sync::vote(d),
+        "match" => sync::matching(d),
+        "redux" => sync::redux(d),
+        "activemask" => sync::active_mask(d),
+        "elect" => sync::elect(d),
+        "bar" | "barrier" => sync::barrier(d),
+        "bra" => sync::branch(d),
+        "ret" | "exit" => sync::exit(d),
+        "trap" | "brkpt" => sync::trap(d),
+        "nanosleep" => sync::sleep(d),
+        "griddepcontrol" => sync::grid_dependency(d),
+        "pmevent" => sync::event(d),
+        "mma" => tensor::mma(d),
+        "ldmatrix" | "stmatrix" => tensor::matrix(d),
+        "movmatrix" => tensor::move_matrix(d),
+        "cp" => copies::copy(d),
+        "mbarrier" => copies::mbarrier(d),
+        "wgmma" | "setmaxnreg" | "tensormap" | "mapa" | "getctarank" | "st_async" | "red_async" | "multimem"
+        | "isspacep" | "call" | "brx" | "tcgen05" | "wmma" | "tex" | "tld4" | "suld" | "sust" | "alloca" => {
+            Err(d.error("this instruction is not supported by the emulator"))
+        }
+        _ => Err(d.error("unknown instruction")),
+    }
 }

@@ -3,6 +3,8 @@
 //! The variants of [`Op`] that move or combine registers are small and plain, because the interpreter's loop lives on
 //! them. What is rare or large sits in a side table and is reached through [`Op::Cold`].
 
+use crate::numerics::compare::Comparison;
+
 /// Index of a register slot: 32 lanes of 32 bits. A 64-bit value takes two neighbours, seen as 32 lanes of 64 bits.
 pub(crate) type Slot = u16;
 
@@ -61,25 +63,6 @@ pub(crate) struct R4 {
     pub c: Slot,
 }
 
-/// Comparison of `setp`; the float ones whose name ends in `u` are true on NaN.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Compare {
-    Eq,
-    Ne,
-    Lt,
-    Le,
-    Gt,
-    Ge,
-    Equ,
-    Neu,
-    Ltu,
-    Leu,
-    Gtu,
-    Geu,
-    Num,
-    Nan,
-}
-
 /// Operation on whole predicates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum PredOp {
@@ -90,26 +73,6 @@ pub(crate) enum PredOp {
     Not,
     /// `b` is ignored.
     Mov,
-}
-
-/// The approximations of the special function unit, and the exact roots and reciprocals beside them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Approx {
-    Ex2,
-    Ex2Ftz,
-    Lg2,
-    Lg2Ftz,
-    Rcp,
-    RcpFtz,
-    Rsqrt,
-    RsqrtFtz,
-    Sqrt,
-    SqrtFtz,
-    Sin,
-    SinFtz,
-    Cos,
-    CosFtz,
-    Tanh,
 }
 
 /// How a value crosses between memory and a register.
@@ -250,11 +213,11 @@ pub(crate) enum Op {
     SignExtend(R2),
     /// 64 bits to 32.
     Truncate(R2),
-    SetU32(Compare, Pred, Slot, Slot),
-    SetS32(Compare, Pred, Slot, Slot),
-    SetU64(Compare, Pred, Slot, Slot),
-    SetS64(Compare, Pred, Slot, Slot),
-    SetF32(Compare, Pred, Slot, Slot),
+    SetU32(Comparison, Pred, Slot, Slot),
+    SetS32(Comparison, Pred, Slot, Slot),
+    SetU64(Comparison, Pred, Slot, Slot),
+    SetS64(Comparison, Pred, Slot, Slot),
+    SetF32(Comparison, Pred, Slot, Slot),
     Select32(R3, Pred),
     Select64(R3, Pred),
     Logic(PredOp, Pred, Pred, Pred),
@@ -270,7 +233,6 @@ pub(crate) enum Op {
     MaxF32(R3),
     NegF32(R2),
     AbsF32(R2),
-    Approx(Approx, R2),
     /// f16 to f32
     WidenF16(R2),
     /// bf16 to f32

@@ -2,10 +2,9 @@
 
 use super::op::{FIRST_PRED, FIRST_SLOT, Pred, Slot};
 use crate::ptx::ast::{Register, SpecialRegister, Type};
-use std::collections::HashMap;
 
 /// What a launch puts into a slot before the first instruction. Slots without one start as poison.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Init {
     /// The same 32 bits in every lane.
     Word(u32),
@@ -45,7 +44,6 @@ pub(crate) struct Slots {
     homes: Vec<Home>,
     next: u32,
     predicates: u32,
-    known: HashMap<Init, Slot>,
     inits: Vec<(Slot, Init)>,
 }
 
@@ -71,7 +69,6 @@ impl Slots {
             homes,
             next,
             predicates,
-            known: HashMap::new(),
             inits: Vec::new(),
         })
     }
@@ -83,7 +80,7 @@ impl Slots {
 
     /// The slot that a launch fills like this; `None` when there is no room.
     pub fn constant(&mut self, init: Init) -> Option<Slot> {
-        if let Some(&slot) = self.known.get(&init) {
+        if let Some(&(slot, _)) = self.inits.iter().find(|(_, known)| *known == init) {
             return Some(slot);
         }
         let width = if init.wide() { 2 } else { 1 };
@@ -92,9 +89,22 @@ impl Slots {
         }
         let slot = self.next as Slot;
         self.next += width;
-        self.known.insert(init, slot);
         self.inits.push((slot, init));
         Some(slot)
+    }
+
+    /// A fresh register that no name of the kernel means.
+    pub fn temporary(&mut self, wide: bool) -> Option<Slot> {
+        let slot = self.next;
+        self.next += if wide { 2 } else { 1 };
+        (self.next <= MAX_SLOTS).then_some(slot as Slot)
+    }
+
+    /// A fresh predicate.
+    pub fn temporary_predicate(&mut self) -> Option<Pred> {
+        let pred = self.predicates;
+        self.predicates += 1;
+        (self.predicates <= MAX_SLOTS).then_some(pred as Pred)
     }
 
     /// Number of slots.

@@ -1,0 +1,184 @@
+//! Loads and stores of shared memory.
+
+use super::global::{read_dense, read_lanes, require, words, write_dense, write_lanes};
+use super::machine::{Block, Faulted, Machine};
+use super::warp::Warp;
+use crate::check::{Kind, Request};
+use crate::counters::Direction;
+use crate::decode::op::{Access, Address};
+
+/// Addresses of every lane, offset included.
+#[inline(always)]
+pub(crate) fn addresses(warp: &Warp, address: Address) -> [u32; 32] {
+    let offset = address.offset as u32;
+    if address.wide {
+        let wide = warp.wide(address.slot);
+        return std::array::from_fn(|lane| (wide[lane] as u32).wrapping_add(offset));
+    }
+    let mut all = *warp.row(address.slot);
+    for lane in &mut all {
+        *lane = lane.wrapping_add(offset);
+    }
+    all
+}
+
+/// Whether all 32 lanes are side by side, `bytes` each.
+#[inline(always)]
+fn contiguous(addresses: &[u32; 32], bytes: u32) -> bool {
+    let mut gaps = 0;
+    for (lane, address) in addresses.iter().enumerate() {
+        gaps |= address ^ addresses[0].wrapping_add(bytes * lane as u32);
+    }
+    gaps == 0
+}
+
+/// Check bounds and alignment of every active lane; gives the lowest address.
+#[inline(always)]
+pub(super) fn check(
+    m: &Machine<'_>,
+    block: &Block,
+    warp: u32,
+    addresses: &[u32; 32],
+    bytes: u32,
+    mask: u32,
+    pc: u32,
+) -> Result<(), Faulted> {
+    let (mut low, mut high, mut bits) = (u32::MAX, 0u32, 0u32);
+    for (lane, &address) in addresses.iter().enumerate() {
+        let active = 0u32.wrapping_sub(mask >> lane & 1);
+        low = low.min(address | !active);
+        high = high.max(address & active);
+        bits |= address & active;
+    }
+    let inside = block.shared_offset(low, bytes).is_some() && block.shared_offset(high, bytes).is_some();
+    if inside && bits & (bytes - 1) == 0 { Ok(()) } else { Err(blame(m, block, warp, addresses, bytes, mask, pc)) }
+}
+
+#[cold]
+#[inline(never)]
+fn blame(
+    m: &Machine<'_>,
+    block: &Block,
+    warp: u32,
+    addresses: &[u32; 32],
+    bytes: u32,
+    mask: u32,
+    pc: u32,
+) -> Faulted {
+    for lane in (0..32).filter(|lane| mask >> lane & 1 == 1) {
+        let address = addresses[lane as usize];
+        if block.shared_offset(address, bytes).is_none() {
+            return m.bad_shared(block, warp, lane, pc, address, bytes);
+        }
+        if address & (bytes - 1) != 0 {
+            return m.misaligned(block, warp, lane, pc, address.into(), bytes);
+        }
+    }
+    m.bad_shared(block, warp, 0, pc, addresses[0], bytes)
+}
+
+/// Tell the sanitizer of one access.
+#[inline(always)]
+pub(super) fn note(
+    m: &mut Machine<'_>,
+    block: &Block,
+    warp: u32,
+    request: &Request,
+    addresses: &[u32; 32],
+    values: &[&[u32; 32]],
+    pc: u32,
+) -> Result<(), Faulted> {
+    if let Some(sanitizer) = &mut m.sanitizer
+        && let Err(violation) = sanitizer.shared_access(request, addresses, values)
+    {
+        return Err(m.violation(block, warp, pc, &violation));
+    }
+    Ok(())
+}
+
+/// `ld.shared`
+#[inline(always)]
+pub(super) fn load<const CHECKED: bool>(
+    m: &mut Machine<'_>,
+    block: &Block,
+    warp: &mut Warp,
+    access: &Access,
+    mask: u32,
+    pc: u32,
+) -> Result<(), Faulted> {
+    if mask == 0 {
+        return Ok(());
+    }
+    require::<CHECKED>(m, block, warp, access, false, mask, pc)?;
+    let addresses = addresses(warp, access.address());
+    let bytes = access.element.total();
+    check(m, block, warp.index, &addresses, bytes, mask, pc)?;
+    if access.order.polls() {
+        warp.polled = true;
+        warp.polled_at = pc;
+    }
+    m.recorder.shared_request(Direction::Load, mask, &addresses, bytes);
+    if CHECKED {
+        let request = request(m, block, warp, access, mask, Kind::Load, pc);
+        note(m, block, warp.index, &request, &addresses, &[], pc)?;
+    }
+    let base = block.shared.as_ptr();
+    let place = |lane: usize| base.wrapping_add(addresses[lane].wrapping_sub(super::address::SHARED_BASE) as usize);
+    if mask == u32::MAX && contiguous(&addresses, bytes) {
+        // SAFETY: `check` found lane 0 and lane 31 inside, and the lanes are side by side.
+        unsafe { read_dense(warp, access, place(0)) };
+    } else {
+        // SAFETY: `check` found the lowest and the highest active lane inside, so all are.
+        unsafe { read_lanes(warp, access, mask, place) };
+    }
+    Ok(())
+}
+
+/// `st.shared`
+#[inline(always)]
+pub(super) fn store<const CHECKED: bool>(
+    m: &mut Machine<'_>,
+    block: &mut Block,
+    warp: &mut Warp,
+    access: &Access,
+    mask: u32,
+    pc: u32,
+) -> Result<(), Faulted> {
+    if mask == 0 {
+        return Ok(());
+    }
+    require::<CHECKED>(m, block, warp, access, true, mask, pc)?;
+    let addresses = addresses(warp, access.address());
+    let bytes = access.element.total();
+    check(m, block, warp.index, &addresses, bytes, mask, pc)?;
+    m.recorder.shared_request(Direction::Store, mask, &addresses, bytes);
+    m.version += 1;
+    if CHECKED {
+        let request = request(m, block, warp, access, mask, Kind::Store, pc);
+        let (values, rows) = words(warp, access);
+        let rows = &[&values[0], &values[1], &values[2], &values[3]][..rows];
+        note(m, block, warp.index, &request, &addresses, rows, pc)?;
+    }
+    let base = block.shared.as_mut_ptr();
+    let place = |lane: usize| base.wrapping_add(addresses[lane].wrapping_sub(super::address::SHARED_BASE) as usize);
+    if mask == u32::MAX && contiguous(&addresses, bytes) {
+        // SAFETY: `check` found lane 0 and lane 31 inside, and the lanes are side by side; `block` is borrowed mutably.
+        unsafe { write_dense(warp, access, place(0)) };
+    } else {
+        // SAFETY: `check` found the lowest and the highest active lane inside, so all are.
+        unsafe { write_lanes(warp, access, mask, place) };
+    }
+    Ok(())
+}
+
+fn request(m: &Machine<'_>, block: &Block, warp: &Warp, access: &Access, mask: u32, kind: Kind, pc: u32) -> Request {
+    Request {
+        agent: m.agent(block, warp.index),
+        mask,
+        bytes: access.element.total(),
+        kind,
+        order: super::global::ordering(access.order),
+        scope: crate::check::Scope::Cta,
+        line: m.line(pc),
+    }
+}

@@ -1,0 +1,286 @@
+//! The state of one warp: registers, and the groups of lanes that stand at different instructions.
+
+use super::asynchronous::Copies;
+use super::random::Random;
+use crate::decode::cold::BarrierKind;
+use crate::decode::op::{ALWAYS, CARRY, NO_PRED, Pred, Slot};
+
+/// One register slot: a word per lane.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Row(pub [u32; 32]);
+
+/// What registers hold before anything is written to them.
+pub(crate) const POISON: Row = Row([0xDEAD_BEEF; 32]);
+
+/// Lanes of one warp that stand at the same instruction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Group {
+    pub pc: u32,
+    pub mask: u32,
+    /// Waits at a collective for lanes of other groups.
+    pub parked: bool,
+    /// The collective wants every lane of the warp.
+    pub aligned: bool,
+    /// Has failed a poll since any other group ran.
+    pub spun: bool,
+}
+
+impl Group {
+    /// A group that can run.
+    pub fn at(pc: u32, mask: u32) -> Self {
+        Self { pc, mask, parked: false, aligned: false, spun: false }
+    }
+}
+
+/// What the scheduler knows of a warp.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    Ready,
+    /// Waits at a CTA barrier: its number and the instruction.
+    Barrier { id: u32, pc: u32 },
+    Done,
+}
+
+/// A barrier reduction whose result is still to be written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pending {
+    pub kind: BarrierKind,
+    pub mask: u32,
+}
+
+/// Which group runs next, and the instruction at which the others must be looked at again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Pick {
+    pub pc: u32,
+    pub mask: u32,
+    pub bound: u32,
+}
+
+/// Backward branches that a group of a diverged warp may take before another has its turn.
+const PATIENCE: u32 = 64;
+
+/// One warp.
+pub(crate) struct Warp {
+    /// Number within the CTA.
+    pub index: u32,
+    /// Register slots; two more than the program numbers, so that a 64-bit view of any of them stays inside.
+    pub rows: Vec<Row>,
+    pub predicates: Vec<u32>,
+    /// Lanes of each slot that have been written; of a 64-bit register the first slot counts. Empty without checks.
+    pub defined: Vec<u32>,
+    pub predicates_defined: Vec<u32>,
+    /// Every group but the one that runs.
+    pub groups: Vec<Group>,
+    /// Lanes that have not exited.
+    pub live: u32,
+    pub state: State,
+    /// A load that other threads may be expected to change, or a failed attempt, since the last backward branch.
+    pub polled: bool,
+    /// Line of the last such instruction, for reports.
+    pub polled_at: u32,
+    pub pending: Option<Pending>,
+    pub copies: Copies,
+    turns: u32,
+    rotated: bool,
+    /// Randomised convergence, if asked for.
+    pub random: Option<Random>,
+}
+
+impl Warp {
+    /// An empty warp; [`Warp::start`] makes it run.
+    pub fn new() -> Self {
+        Self {
+            index: 0,
+            rows: Vec::new(),
+            predicates: Vec::new(),
+            defined: Vec::new(),
+            predicates_defined: Vec::new(),
+            groups: Vec::new(),
+            live: 0,
+            state: State::Done,
+            polled: false,
+            polled_at: 0,
+            pending: None,
+            copies: Copies::default(),
+            turns: 0,
+            rotated: false,
+            random: None,
+        }
+    }
+
+    /// Begin at the first instruction with the lanes of `mask` and the registers of a template.
+    pub fn start(&mut self, index: u32, mask: u32, template: &Template, random: Option<Random>) {
+        self.index = index;
+        self.rows.clear();
+        self.rows.extend_from_slice(&template.rows);
+        self.predicates.clear();
+        self.predicates.resize(template.predicates, 0);
+        for (pred, value) in [(ALWAYS, u32::MAX), (CARRY, 0), (NO_PRED, 0)] {
+            if let Some(slot) = self.predicates.get_mut(usize::from(pred)) {
+                *slot = value;
+            }
+        }
+        self.defined.clear();
+        self.predicates_defined.clear();
+        if template.checked {
+            self.defined.extend_from_slice(&template.defined);
+            self.predicates_defined.resize(template.predicates, 0);
+            self.predicates_defined[usize::from(ALWAYS)] = u32::MAX;
+        }
+        self.groups.clear();
+        self.groups.push(Group::at(0, mask));
+        self.live = mask;
+        self.state = if mask == 0 { State::Done } else { State::Ready };
+        self.polled = false;
+        self.pending = None;
+        self.copies.clear();
+        self.turns = 0;
+        self.rotated = false;
+        self.random = random;
+    }
+
+    /// The 32-bit lanes of a slot.
+    pub fn row(&self, slot: Slot) -> &[u32; 32] {
+        &self.rows[usize::from(slot)].0
+    }
+
+    /// The 64-bit lanes of a slot and its neighbour.
+    pub fn wide(&self, slot: Slot) -> &[u64; 32] {
+        let rows = &self.rows[usize::from(slot)..usize::from(slot) + 2];
+        // SAFETY: two rows of 32 words, adjacent and aligned to 64 bytes, are 32 double words.
+        unsafe { &*rows.as_ptr().cast() }
+    }
+
+    /// Write the lanes of `mask` to a slot.
+    pub fn put(&mut self, slot: Slot, values: &[u32; 32], mask: u32) {
+        let row = &mut self.rows[usize::from(slot)].0;
+        for lane in 0..32 {
+            let keep = 0u32.wrapping_sub(mask >> lane & 1);
+            row[lane] = (values[lane] & keep) | (row[lane] & !keep);
+        }
+        self.define(slot, mask);
+    }
+
+    /// Write the lanes of `mask` to a slot and its neighbour.
+    pub fn put_wide(&mut self, slot: Slot, values: &[u64; 32], mask: u32) {
+        let rows = &mut self.rows[usize::from(slot)..usize::from(slot) + 2];
+        // SAFETY: as in `wide`; the slice is borrowed for writing.
+        let row: &mut [u64; 32] = unsafe { &mut *rows.as_mut_ptr().cast() };
+        for lane in 0..32 {
+            let keep = 0u64.wrapping_sub(u64::from(mask >> lane & 1));
+            row[lane] = (values[lane] & keep) | (row[lane] & !keep);
+        }
+        self.define(slot, mask);
+    }
+
+    /// A predicate's bits.
+    pub fn predicate(&self, predicate: Pred) -> u32 {
+        self.predicates[usize::from(predicate)]
+    }
+
+    /// Write the lanes of `mask` to a predicate.
+    pub fn put_predicate(&mut self, predicate: Pred, value: u32, mask: u32) {
+        let bits = &mut self.predicates[usize::from(predicate)];
+        *bits = (*bits & !mask) | (value & mask);
+        if let Some(defined) = self.predicates_defined.get_mut(usize::from(predicate)) {
+            *defined |= mask;
+        }
+    }
+
+    fn define(&mut self, slot: Slot, mask: u32) {
+        if let Some(defined) = self.defined.get_mut(usize::from(slot)) {
+            *defined |= mask;
+        }
+    }
+
+    /// Lanes of `mask` in which the slot was never written; none without checks.
+    pub fn undefined(&self, slot: Slot, mask: u32) -> u32 {
+        self.defined.get(usize::from(slot)).map_or(0, |defined| mask & !defined)
+    }
+
+    /// Lanes of `mask` in which the predicate was never written; none without checks.
+    pub fn undefined_predicate(&self, predicate: Pred, mask: u32) -> u32 {
+        self.predicates_defined.get(usize::from(predicate)).map_or(0, |defined| mask & !defined)
+    }
+
+    /// Put lanes aside that cannot go on without others. Lanes already waiting there join them and try again.
+    pub fn park(&mut self, pc: u32, mask: u32, aligned: bool) {
+        match self.groups.iter_mut().find(|group| group.pc == pc && group.parked) {
+            Some(group) => {
+                group.mask |= mask;
+                group.parked = false;
+            }
+            None => self.groups.push(Group { parked: true, aligned, ..Group::at(pc, mask) }),
+        }
+    }
+
+    /// Lanes have exited; whoever waited for them tries again. Gives a group that wanted the whole warp, if one waits.
+    pub fn exit(&mut self, mask: u32) -> Option<Group> {
+        self.live &= !mask;
+        let waiting = self.groups.iter().find(|group| group.parked && group.aligned).copied();
+        for group in &mut self.groups {
+            group.parked = false;
+        }
+        waiting
+    }
+
+    /// A group of a diverged warp branched backwards. True when it is another's turn.
+    pub fn impatient(&mut self) -> bool {
+        self.turns += 1;
+        self.turns >= PATIENCE
+    }
+
+    /// The group to run now; `None` when no group can.
+    pub fn pick(&mut self) -> Option<Pick> {
+        let rotate = self.turns >= PATIENCE && !self.rotated;
+        self.turns = 0;
+        if let Some(random) = &mut self.random {
+            let runnable = self.groups.iter().filter(|group| !group.parked).count();
+            if runnable == 0 {
+                return None;
+            }
+            let chosen = random.below(runnable as u32) as usize;
+            let index = self.groups.iter().enumerate().filter(|(_, group)| !group.parked).nth(chosen)?.0;
+            let group = self.groups.swap_remove(index);
+            let bound = if self.groups.is_empty() { u32::MAX } else { group.pc + 1 + random.below(24) };
+            return Some(Pick { pc: group.pc, mask: group.mask, bound });
+        }
+        // Groups that have just polled in vain let the others go first.
+        if rotate || !self.others_unspun() {
+            for group in &mut self.groups {
+                group.spun = false;
+            }
+        }
+        let ready = |group: &&Group| !group.parked && !group.spun;
+        let lowest = self.groups.iter().filter(ready).map(|group| group.pc).min()?;
+        let next = self.groups.iter().filter(|group| !group.parked && group.pc > lowest).map(|group| group.pc).min();
+        // A group that branches back for ever would starve those behind it, so now and then the next higher one runs.
+        self.rotated = rotate && next.is_some();
+        let pc = if self.rotated { next? } else { lowest };
+        let mut mask = 0;
+        self.groups.retain(|group| {
+            let joins = group.pc == pc && !group.parked;
+            mask |= if joins { group.mask } else { 0 };
+            !joins
+        });
+        let bound = match next {
+            Some(next) if !self.rotated => next,
+            _ => u32::MAX,
+        };
+        Some(Pick { pc, mask, bound })
+    }
+
+    /// Whether a group may run that has not just polled in vain.
+    pub fn others_unspun(&self) -> bool {
+        self.groups.iter().any(|group| !group.parked && !group.spun)
+    }
+}
+
+/// The registers that every warp of a launch starts with.
+pub(crate) struct Template {
+    pub rows: Vec<Row>,
+    pub defined: Vec<u32>,
+    pub predicates: usize,
+    pub checked: bool,
+}

@@ -1,0 +1,149 @@
+//! Scheduling: which CTA and which warp runs, for how long, and what it means when none can.
+//!
+//! CTAs become resident in a chosen order, as many as the device would hold, and stay until they end. The resident ones
+//! take turns; in its turn a CTA runs its warps round and round until it ends, gets stuck or has used up its quantum.
+
+mod cta;
+mod deadlock;
+mod prepare;
+pub(crate) mod residency;
+
+use crate::counters::Counters;
+use crate::decode::Program;
+use crate::exec::machine::Machine;
+use crate::exec::random::Random;
+use crate::launch::{CtaOrder, Fault, LaunchConfig, Options};
+use crate::memory::DeviceMemory;
+use cta::{Cta, Progress};
+
+/// Turns in which nothing changed before warps that poll count as stuck. More than one, because a loop may count its
+/// attempts and give up.
+const PATIENCE: u32 = 64;
+
+/// Run a grid to its end.
+pub(crate) fn run(
+    program: &Program,
+    memory: &DeviceMemory,
+    config: &LaunchConfig,
+    params: &[u8],
+    options: &Options,
+) -> Result<Counters, Fault> {
+    let (mut machine, template, limit) =
+        prepare::machine(program, memory, config, params, options).map_err(|fault| *fault)?;
+    let result = grid(&mut machine, &template, limit);
+    prepare::settle(&mut machine);
+    result.map_err(|fault| *fault)?;
+    Ok(machine.recorder.finish())
+}
+
+fn grid(m: &mut Machine<'_>, template: &prepare::Template, limit: u32) -> Result<(), Box<Fault>> {
+    let total = m.config.grid.iter().map(|size| u64::from(*size)).product::<u64>();
+    let mut order = Order::new(m.options.order, total);
+    let mut resident: Vec<Slot> = Vec::new();
+    let mut spare: Vec<Box<Cta>> = Vec::new();
+    let mut idle = 0;
+    loop {
+        let mut started = false;
+        while (resident.len() as u64) < u64::from(limit)
+            && let Some(index) = order.next()
+        {
+            resident.push(Slot::Waiting(index));
+            started = true;
+        }
+        if resident.is_empty() {
+            return Ok(());
+        }
+        let counters = &mut m.recorder.counters;
+        counters.max_resident_ctas = counters.max_resident_ctas.max(resident.len() as u64);
+        let version = m.version;
+        let mut progress = started;
+        let mut polling = false;
+        for slot in &mut resident {
+            let mut cta = match std::mem::replace(slot, Slot::Ended) {
+                Slot::Waiting(index) => {
+                    let mut cta = spare.pop().unwrap_or_default();
+                    cta.start(m, template, index);
+                    cta
+                }
+                Slot::Running(cta) => cta,
+                Slot::Ended => continue,
+            };
+            match cta.turn(m)? {
+                Progress::Ended => {
+                    progress = true;
+                    spare.push(cta);
+                    continue;
+                }
+                Progress::Ran => progress = true,
+                Progress::Polling => polling = true,
+                Progress::Blocked => {}
+            }
+            *slot = Slot::Running(cta);
+        }
+        resident.retain(|slot| !matches!(slot, Slot::Ended));
+        if m.clock > m.options.instruction_limit {
+            return Err(deadlock::limit(m, &resident));
+        }
+        if progress || m.version != version {
+            idle = 0;
+            continue;
+        }
+        idle += 1;
+        // A kernel that reads a clock may be waiting for time to pass, which it does.
+        let patience = if m.program.reads_clock { u32::MAX } else { PATIENCE };
+        if !polling || idle >= patience {
+            return Err(deadlock::report(m, &resident, order.left()));
+        }
+    }
+}
+
+/// A CTA that counts as resident. One that has not had a turn needs no storage yet.
+enum Slot {
+    Waiting(u64),
+    Running(Box<Cta>),
+    Ended,
+}
+
+/// The order in which CTAs become resident.
+struct Order {
+    order: CtaOrder,
+    total: u64,
+    given: u64,
+    shuffled: Vec<u64>,
+}
+
+impl Order {
+    fn new(order: CtaOrder, total: u64) -> Self {
+        let shuffled = match order {
+            CtaOrder::Random(seed) => {
+                let mut random = Random::new(seed);
+                let mut all: Vec<u64> = (0..total).collect();
+                for index in (1..all.len()).rev() {
+                    let other = (random.next() % (index as u64 + 1)) as usize;
+                    all.swap(index, other);
+                }
+                all
+            }
+            _ => Vec::new(),
+        };
+        Self { order, total, given: 0, shuffled }
+    }
+
+    fn next(&mut self) -> Option<u64> {
+        if self.given == self.total {
+            return None;
+        }
+        let position = self.given;
+        self.given += 1;
+        Some(match self.order {
+            CtaOrder::InOrder => position,
+            CtaOrder::Reversed => self.total - 1 - position,
+            CtaOrder::Random(_) => self.shuffled[position as usize],
+        })
+    }
+
+    /// CTAs that have not become resident.
+    fn left(&self) -> u64 {
+        self.total - self.given
+    }
+}
