@@ -6,6 +6,7 @@
 pub mod check;
 pub mod counters;
 pub mod decode;
+pub mod driver;
 mod exec;
 pub mod launch;
 pub mod memory;
