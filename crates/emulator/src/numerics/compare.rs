@@ -53,21 +53,22 @@ pub fn integers<T: Ord>(comparison: Comparison, a: T, b: T) -> bool {
 /// Compares two floating-point numbers: without a `u` a NaN gives false, with one it gives true.
 #[inline(always)]
 pub fn floats<T: PartialOrd>(comparison: Comparison, a: T, b: T) -> bool {
+    let unordered = a.partial_cmp(&b).is_none();
     match comparison {
         Comparison::Eq => a == b,
-        Comparison::Ne => a < b || a > b,
+        Comparison::Ne => a != b && !unordered,
         Comparison::Lt => a < b,
         Comparison::Le => a <= b,
         Comparison::Gt => a > b,
         Comparison::Ge => a >= b,
-        Comparison::Equ => !(a < b || a > b),
+        Comparison::Equ => a == b || unordered,
         Comparison::Neu => a != b,
-        Comparison::Ltu => !(a >= b),
-        Comparison::Leu => !(a > b),
-        Comparison::Gtu => !(a <= b),
-        Comparison::Geu => !(a < b),
-        Comparison::Num => a.partial_cmp(&b).is_some(),
-        Comparison::Nan => a.partial_cmp(&b).is_none(),
+        Comparison::Ltu => a < b || unordered,
+        Comparison::Leu => a <= b || unordered,
+        Comparison::Gtu => a > b || unordered,
+        Comparison::Geu => a >= b || unordered,
+        Comparison::Num => !unordered,
+        Comparison::Nan => unordered,
     }
 }
 

@@ -130,10 +130,10 @@ impl Exact {
     pub fn over(self, divisor: Exact) -> Exact {
         let up = self.significand.leading_zeros().saturating_sub(1);
         let dividend = self.significand << up;
-        let remains = dividend % divisor.significand != 0;
+        let remains = !dividend.is_multiple_of(divisor.significand);
         Exact {
             negative: self.negative != divisor.negative,
-            significand: dividend / divisor.significand | u128::from(remains),
+            significand: (dividend / divisor.significand) | u128::from(remains),
             exponent: self.exponent - up as i32 - divisor.exponent,
         }
     }

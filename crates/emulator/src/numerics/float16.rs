@@ -44,7 +44,7 @@ impl Half {
 /// `x` rounded to odd: where it is inexact, the neighbour with an odd last bit. Rounding that to a format that is at least two
 /// bits narrower gives what one rounding of `x` would.
 #[inline(always)]
-fn to_odd(x: f64) -> f32 {
+pub(super) fn to_odd(x: f64) -> f32 {
     let nearest = x as f32;
     let wide = f64::from(nearest);
     let bits = nearest.to_bits();
@@ -194,11 +194,22 @@ pub enum HalfOperation {
 
 /// The half of every lane that lies `shift` bits up, widened.
 #[inline(always)]
-fn widen_lanes(format: Half, ftz: bool, shift: u32, register: &Lanes) -> [f32; 32] {
+pub(super) fn widen_lanes(format: Half, ftz: bool, shift: u32, register: &Lanes) -> [f32; 32] {
     let mut d = [0.0; 32];
     for lane in 0..32 {
         let h = (register[lane] >> shift) as u16;
         d[lane] = value(format, if ftz { flush_half(format, h) } else { h });
+    }
+    d
+}
+
+/// Every lane narrowed into the low half.
+#[inline(always)]
+pub(super) fn narrow_lanes(format: Half, ftz: bool, x: &[f32; 32]) -> Lanes {
+    let mut d = [0; 32];
+    for lane in 0..32 {
+        let h = format.narrow(x[lane].to_bits());
+        d[lane] = u32::from(if ftz { flush_half(format, h) } else { h });
     }
     d
 }
@@ -218,15 +229,10 @@ fn half_of(operation: HalfOperation, format: Half, mode: HalfMode, shift: u32, [
             (0..32).for_each(|i| wide[i] = wide_fma(format, a[i], b[i], c[i]));
         }
     }
-    let mut d = [0; 32];
-    for lane in 0..32 {
-        d[lane] = u32::from(format.narrow(wide[lane].to_bits()));
-    }
-    if mode.ftz || mode.relu || mode.saturate {
+    let mut d = narrow_lanes(format, mode.ftz, &wide);
+    if mode.relu || mode.saturate {
         for word in &mut d {
-            let h = *word as u16;
-            let h = if mode.ftz { flush_half(format, h) } else { h };
-            let h = if mode.relu { relu_half(h) } else { h };
+            let h = if mode.relu { relu_half(*word as u16) } else { *word as u16 };
             *word = u32::from(if mode.saturate { saturate_half(format, h) } else { h });
         }
     }

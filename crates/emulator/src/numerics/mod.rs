@@ -17,6 +17,8 @@
 //! | [`mma`] | matrix fragments and matrix products |
 //! | [`exact`] | exact values and their rounding, for the modes that the CPU does not offer |
 
+#![allow(clippy::needless_range_loop, reason = "lanes and matrix places are indices into several arrays at once")]
+
 pub mod approx;
 pub mod compare;
 pub mod convert;

@@ -60,10 +60,10 @@ fn power_of_two(n: i32) -> f64 {
     f64::from_bits(((i64::from(n) + 1023) as u64) << 52)
 }
 
-/// `2^x` rounded to `f32`.
+/// `2^x`.
 #[inline(always)]
-pub(super) fn exp2(x: f32) -> f32 {
-    // Beyond these bounds the result is zero or infinite anyway; NaN passes both comparisons.
+pub(super) fn exp2(x: f32) -> f64 {
+    // Beyond these bounds the result is zero or infinite in any narrower format; NaN passes both comparisons.
     let x = if x > 200.0 { 200.0 } else { x };
     let x = if x < -200.0 { -200.0 } else { x };
     // Adding 1.5 * 2^23 leaves the nearest integer in the low bits of the sum.
@@ -71,8 +71,7 @@ pub(super) fn exp2(x: f32) -> f32 {
     let sum = x + MAGIC;
     let n = sum.to_bits().wrapping_sub(MAGIC.to_bits()) as i32;
     let f = f64::from(x - (sum - MAGIC));
-    let mantissa = polynomial(&EXP2, f).mul_add(f, 1.0);
-    f64::from_bits(mantissa.to_bits().wrapping_add((i64::from(n) << 52) as u64)) as f32
+    polynomial(&EXP2, f).mul_add(f, 1.0) * power_of_two(n)
 }
 
 /// An integer `n`, and `2^f - 1` for the rest `f` of `x - n`, where `|x|` is below 1000.
@@ -103,9 +102,9 @@ pub(super) fn log2(x: f32) -> f32 {
 /// The nearest multiple of a quarter turn as its number modulo four, and what is left, in turns.
 #[inline(always)]
 fn quarters(t: f32) -> (u32, f64) {
-    // From 2^23 on every number is a whole number of turns; infinity and NaN end up as NaN.
+    // From 2^23 on every number is a whole number of turns; the product makes NaN of infinity.
     let whole = t.abs() >= 8_388_608.0;
-    let t = f64::from(if whole { t - t } else { t });
+    let t = f64::from(if whole { t * 0.0 } else { t });
     const MAGIC: f64 = 6_755_399_441_055_744.0;
     let sum = t * 4.0 + MAGIC;
     (sum.to_bits() as u32 & 3, t - (sum - MAGIC) * 0.25)
@@ -135,9 +134,9 @@ pub(super) fn cos_turns(t: f32) -> f32 {
     sine_or_cosine(quarter + 1, r) as f32
 }
 
-/// `tanh x` rounded to `f32`; a subnormal is its own value.
+/// `tanh x`; a subnormal is its own value.
 #[inline(always)]
-pub(super) fn tanh(x: f32) -> f32 {
+pub(super) fn tanh(x: f32) -> f64 {
     let magnitude = x.abs();
     // tanh is 1 to the last bit of an f32 long before 40.
     let bounded = f64::from(if magnitude > 40.0 { 40.0 } else { magnitude });
@@ -145,6 +144,6 @@ pub(super) fn tanh(x: f32) -> f32 {
     // e^2x - 1 without cancellation: what 2^n adds is exact.
     let scale = power_of_two(n);
     let minus_one = part.mul_add(scale, scale - 1.0);
-    let value = ((minus_one / (minus_one + 2.0)) as f32).copysign(x);
-    if magnitude < f32::MIN_POSITIVE { x } else { value }
+    let value = (minus_one / (minus_one + 2.0)).copysign(f64::from(x));
+    if magnitude < f32::MIN_POSITIVE { f64::from(x) } else { value }
 }

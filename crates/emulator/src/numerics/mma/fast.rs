@@ -32,7 +32,7 @@ pub(super) fn multiply(k: usize, a: &MatrixA, b: &MatrixB, c: &mut MatrixC) {
 }
 
 #[inline(always)]
-fn half_body(format: Half, k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
+pub(super) fn half_body(format: Half, k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
     let mut m = layout::c_words(c);
     match (format, k) {
         (Half::Bf16, 16) => {
@@ -50,7 +50,7 @@ dispatched! {
 }
 
 #[inline(always)]
-fn half_to_half_body(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
+pub(super) fn half_to_half_body(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
     let mut m = layout::c_pairs(c);
     multiply(k, &layout::a_half(Half::F16, k, a), &layout::b_half(Half::F16, k, b), &mut m);
     layout::d_pairs(&m, |x| Half::F16.narrow(x))
@@ -62,7 +62,7 @@ dispatched! {
 }
 
 #[inline(always)]
-fn tf32_body(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
+pub(super) fn tf32_body(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
     let mut m = layout::c_words(c);
     multiply(k, &layout::a_tf32(k, a), &layout::b_tf32(k, b), &mut m);
     layout::d_words(&m)

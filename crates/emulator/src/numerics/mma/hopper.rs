@@ -72,7 +72,8 @@ fn element(formats: Formats, row: &[u32; 16], b: &MatrixB, j: usize, c: u32) -> 
     }
     let (scale, unit) = (power_f64(FRACTION - largest), power_f64(largest - FRACTION));
     let aligned = |x: f64| (x * scale).trunc();
-    (0..k).fold(aligned(value(c)), |sum, p| sum + aligned(value(row[p]) * value(b[p][j]))) * unit
+    // Starting from plus zero: the sum of whole numbers has no minus zero.
+    (0..k).fold(0.0 + aligned(value(c)), |sum, p| sum + aligned(value(row[p]) * value(b[p][j]))) * unit
 }
 
 /// The exact sums. Products of two operands of at most 11 bits are exact in `f32`, scaling by a power of two is exact, and
@@ -132,7 +133,7 @@ fn sums(formats: Formats, a: &MatrixA, b: &MatrixB, c: &MatrixC) -> [[f64; 8]; 1
 /// Truncates to `f32`. What exceeds the largest number by a unit or more is infinite.
 #[inline(always)]
 fn truncate_f32(x: f64) -> u32 {
-    const OVERFLOW: f64 = 3.402_823_669_209_384_6e38;
+    const OVERFLOW: f64 = f64::from_bits((1023 + 128) << 52);
     let nearest = x as f32;
     let over = f64::from(nearest).abs() > x.abs() && x.abs() < OVERFLOW;
     let bits = if over { nearest.to_bits() - 1 } else { nearest.to_bits() };
@@ -150,7 +151,7 @@ fn multiply(formats: Formats, a: &MatrixA, b: &MatrixB, c: &MatrixC) -> [Lanes; 
 }
 
 #[inline(always)]
-fn half_body(format: Half, k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
+pub(super) fn half_body(format: Half, k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
     let c = layout::c_words(c);
     match (format, k) {
         (Half::F16, 16) => {
@@ -175,7 +176,7 @@ dispatched! {
 }
 
 #[inline(always)]
-fn half_to_half_body(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
+pub(super) fn half_to_half_body(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
     let formats = Formats { k, factors: -14, accumulator: -14 };
     let c = layout::c_pairs(c);
     let exact = sums(formats, &layout::a_half(Half::F16, k, a), &layout::b_half(Half::F16, k, b), &c);
@@ -188,7 +189,7 @@ dispatched! {
 }
 
 #[inline(always)]
-fn tf32_body(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
+pub(super) fn tf32_body(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
     let formats = Formats { k, factors: -126, accumulator: -126 };
     multiply(formats, &layout::a_tf32(k, a), &layout::b_tf32(k, b), &layout::c_words(c))
 }

@@ -11,7 +11,7 @@ fn byte(word: u32, i: usize, signed: bool) -> i32 {
 }
 
 #[inline(always)]
-fn bytes_body(
+pub(super) fn bytes_body(
     k: usize,
     a_signed: bool,
     b_signed: bool,

@@ -114,3 +114,6 @@ pub fn execute(form: Form, arithmetic: MmaArithmetic, a: [&Lanes; 4], b: [&Lanes
         (Form::Bits8x8 { operation }, _) => integer::bits_8x8(operation, a[0], b[0], c),
     }
 }
+
+#[cfg(test)]
+mod tests;
