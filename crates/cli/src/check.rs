@@ -64,7 +64,7 @@ pub fn check(pick: DevicePick, arguments: &Arguments) -> Result<()> {
 
 fn cases(filter: &str) -> Vec<(&'static Operation, String, Case)> {
     let mut all = Vec::new();
-    for operation in ops::ALL {
+    for &operation in ops::ALL {
         for dtype in DType::ALL {
             for case in (operation.cases)(dtype) {
                 let name = format!("{} {dtype}", case.name);
@@ -110,7 +110,7 @@ fn gate(tensor: &Tensor) -> Gate {
 
 fn print_table(session: &Session, rows: &[Row]) {
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(["operation", "case", "output", "rel", "row", "max", "gate (rel)", "result"]);
     for row in rows {
         let cells = match row.errors {

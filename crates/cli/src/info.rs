@@ -12,7 +12,7 @@ pub fn info(pick: DevicePick, load: bool) -> Result<()> {
     let version = session.info.driver_version;
     println!("driver: CUDA {}.{}", version / 1000, version % 1000 / 10);
     let mut table = Table::new();
-    table.load_preset(presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(["kernel", "target", "ptx", "block", "registers", "shared", "state"]);
     let mut refused = 0;
     for kernel in KERNELS {

@@ -2,7 +2,7 @@
 
 use crate::Result;
 use lookback_device::{
-    DeviceInfo, DevicePick, Element,
+    DeviceInfo, DevicePick,
     cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr, ValidAsZeroBits},
     driver, open,
 };
@@ -46,12 +46,7 @@ impl Session {
     }
 
     /// Copies from the device.
-    pub fn download<T: DeviceRepr + Element>(&self, slice: &impl DevicePtr<T>) -> Result<Vec<T>> {
-        self.fetch(slice)
-    }
-
-    /// Copies anything from the device, indices too.
-    pub fn fetch<T: DeviceRepr + Clone + Default>(&self, slice: &impl DevicePtr<T>) -> Result<Vec<T>> {
+    pub fn download<T: DeviceRepr + Clone>(&self, slice: &impl DevicePtr<T>) -> Result<Vec<T>> {
         if slice.is_empty() {
             return Ok(Vec::new());
         }

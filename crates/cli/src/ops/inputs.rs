@@ -12,9 +12,10 @@ use std::{collections::BTreeMap, str::FromStr};
 pub struct TensorSpec {
     /// Name in the file.
     pub name: &'static str,
-    /// Element types, `T` for any of f32, f16, bf16 (the same for every `T`), or one type by name.
+    /// Element type: `T` for any of f32, f16, bf16 (the same for every `T`), or one type by name.
     pub dtype: &'static str,
-    /// Shape in letters, e.g. `[B,T,D]`; equal letters have equal extents.
+    /// Shape in letters, e.g. `[B,T,D]`; equal letters have equal extents. Alternatives are parted by `|`, those of the
+    /// type likewise; the number of dimensions decides.
     pub shape: &'static str,
     /// Whether it may be left out.
     pub optional: bool,
@@ -122,7 +123,9 @@ impl Inputs {
                 }
                 return Err(self.wrong(spec.name, format!("is missing, want {} {}", spec.dtype, spec.shape)));
             };
-            match (spec.dtype, tensor.kind) {
+            let alternative = spec.shape.split('|').position(|s| s.split(',').count() == tensor.shape.len());
+            let dtype = spec.dtype.split('|').take(alternative.unwrap_or(0) + 1).last().unwrap_or(spec.dtype);
+            match (dtype, tensor.kind) {
                 ("T", Kind::Float(dtype)) => match of_t {
                     Some((other, want)) if want != dtype => {
                         return Err(self.wrong(spec.name, format!("must be {want} as `{other}` is, got {dtype}")));
@@ -145,10 +148,10 @@ impl Inputs {
     fn check_shapes(&mut self) -> Result<()> {
         for spec in self.operation.inputs {
             let Some(tensor) = self.tensors.get(spec.name) else { continue };
-            let letters: Vec<&str> = spec.shape.trim_matches(['[', ']']).split(',').collect();
-            if letters.len() != tensor.shape.len() {
+            let shapes = spec.shape.split('|').map(|s| s.trim_matches(['[', ']']).split(',').collect::<Vec<&str>>());
+            let Some(letters) = shapes.into_iter().find(|letters| letters.len() == tensor.shape.len()) else {
                 return Err(self.wrong(spec.name, format!("must have shape {}, got {:?}", spec.shape, tensor.shape)));
-            }
+            };
             for (letter, &extent) in letters.iter().zip(&tensor.shape) {
                 let mut chars = letter.chars();
                 let (Some(name), plus) = (chars.next(), chars.as_str()) else { continue };

@@ -1,6 +1,59 @@
 //! The operations of `lookback run` and `lookback check`: each names its tensors and attributes, runs on the device, and
 //! has an oracle in f64.
 
+mod argmax;
+mod cross_entropy;
+mod embedding;
+mod gate;
+mod gated_scan;
+mod gemm;
 mod inputs;
+mod producer_scan;
+mod rms_norm;
+mod short_conv;
 
-pub use inputs::{AttributeSpec, Inputs, Operation, TensorSpec, optional, required};
+pub use inputs::{AttributeSpec, Case, Inputs, Operation, TensorSpec};
+
+use crate::{CliError, Result};
+
+/// Every operation, in the order of the list.
+pub static ALL: &[&Operation] = &[
+    &gated_scan::FORWARD,
+    &gated_scan::BACKWARD,
+    &producer_scan::GATED_SSM,
+    &producer_scan::GATED_SSM_BACKWARD,
+    &producer_scan::RG_LRU,
+    &producer_scan::RG_LRU_BACKWARD,
+    &gemm::GEMM,
+    &rms_norm::RMS_NORM,
+    &embedding::EMBEDDING,
+    &gate::GATE,
+    &short_conv::SHORT_CONV,
+    &argmax::ARGMAX,
+    &cross_entropy::CROSS_ENTROPY,
+];
+
+/// The operation of that name.
+pub fn find(name: &str) -> Result<&'static Operation> {
+    ALL.iter().find(|o| o.name == name).copied().ok_or_else(|| {
+        let names: Vec<&str> = ALL.iter().map(|o| o.name).collect();
+        CliError::Input(format!("no operation is named `{name}`; the operations are {}", names.join(", ")))
+    })
+}
+
+/// Calls a function that is generic over the element type.
+macro_rules! for_dtype {
+    ($dtype:expr, $function:ident($($argument:expr),*)) => {
+        match $dtype {
+            lookback_device::DType::F32 => $function::<f32>($($argument),*),
+            lookback_device::DType::F16 => $function::<half::f16>($($argument),*),
+            lookback_device::DType::Bf16 => $function::<half::bf16>($($argument),*),
+        }
+    };
+}
+use for_dtype;
+
+/// Values of a check: smooth, of both signs, never the same twice in a row, the same on every machine.
+fn wave(phase: f64, n: usize) -> Vec<f64> {
+    (0..n).map(|i| (phase + 0.7 * i as f64 + 0.3 * ((i * i) % 7) as f64).sin()).collect()
+}
