@@ -164,27 +164,26 @@ impl Cta {
         lints: Lints,
     ) -> Result<(), Box<Violation>> {
         let strong = request.kind == Kind::Atomic || request.order != Order::Weak;
-        if strong && request.kind != Kind::Store {
+        if strong && request.kind.reads() {
             self.read_signals(request, addresses);
         }
         let Some(warp) = self.warps.get(request.agent.warp as usize) else { return Ok(()) };
         let index = request.agent.warp as usize;
         let mut access = Access::new(warp, index, request.bytes, request.line, self.generation)
             .strong(request.line, strong)
-            .lane_order(lints.lane_order);
-        let reads = matches!(request.kind, Kind::Load | Kind::LoadNonCoherent);
-        for run in Runs::new(request.mask, addresses, request.bytes, reads && warp.is_uniform()) {
+            .lane_order(lints.lane_order)
+            .for_all_lanes(request.kind == Kind::LoadMatrix);
+        for run in Runs::new(request.mask, addresses, request.bytes, !request.kind.writes() && warp.is_uniform()) {
             let run = Run { start: run.start.wrapping_sub(self.shared_base.into()), ..run };
-            let found = match request.kind {
-                Kind::Load | Kind::LoadNonCoherent => self.shadow.read(&mut access, run),
-                Kind::Store => self.shadow.write(&mut access, run),
-                Kind::Atomic => self.shadow.read(&mut access, run).and_then(|()| self.shadow.write(&mut access, run)),
-            };
+            let mut found = if request.kind.reads() { self.shadow.read(&mut access, run) } else { Ok(()) };
+            if request.kind.writes() && found.is_ok() {
+                found = self.shadow.write(&mut access, run);
+            }
             if let Err(found) = found {
                 return Err(self.report(request, found));
             }
         }
-        if strong && request.kind != Kind::Load {
+        if strong && request.kind.writes() {
             self.write_signals(request, addresses);
         }
         Ok(())

@@ -11,7 +11,7 @@
 //!
 //! | instruction | calls |
 //! |---|---|
-//! | `ld/st/atom/red.shared`, `ldmatrix`, `stmatrix` | [`Sanitizer::shared_access`] |
+//! | `ld/st/atom/red.shared`, `ldmatrix` ([`Kind::LoadMatrix`]), `stmatrix` | [`Sanitizer::shared_access`] |
 //! | `ld/st/atom/red.global` of any order | [`Sanitizer::global_access`], which also acquires and releases |
 //! | `fence`, `membar` | [`Sanitizer::fence`] |
 //! | `bar.sync`, `bar.red`, `barrier.*` | [`Sanitizer::barrier_arrive`] by every arriving warp, then [`Sanitizer::barrier_complete`] once |
@@ -176,8 +176,7 @@ impl Sanitizer {
             return Err(lane_conflict(request, self.place(addresses[a as usize]), a, b));
         }
         let strong = request.order != Order::Weak || request.kind == Kind::Atomic;
-        let reads = request.kind != Kind::Store;
-        let writes = matches!(request.kind, Kind::Store | Kind::Atomic);
+        let (reads, writes) = (request.kind.reads(), request.kind.writes());
         if strong && reads {
             self.read_signals(request, addresses);
         }

@@ -12,8 +12,10 @@ pub struct Agent {
 /// What an instruction does to the memory it names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Any load, `ldmatrix`, and the source side of `cp.async`.
+    /// Any load, and the source side of `cp.async`.
     Load,
+    /// `ldmatrix`: what is at a lane's address goes to all lanes.
+    LoadMatrix,
     /// `ld.global.nc`: the memory must not be written while the grid runs.
     LoadNonCoherent,
     /// Any store.
@@ -73,10 +75,19 @@ impl Request {
 }
 
 impl Kind {
+    pub(super) fn reads(self) -> bool {
+        self != Kind::Store
+    }
+
+    pub(super) fn writes(self) -> bool {
+        matches!(self, Kind::Store | Kind::Atomic)
+    }
+
     /// For reports.
     pub(super) fn verb(self) -> &'static str {
         match self {
             Kind::Load => "reads",
+            Kind::LoadMatrix => "reads (ldmatrix)",
             Kind::LoadNonCoherent => "reads (ld.global.nc)",
             Kind::Store => "writes",
             Kind::Atomic => "updates",

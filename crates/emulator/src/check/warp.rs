@@ -145,17 +145,18 @@ impl Warp {
             partial.lanes |= mask;
         }
         self.fold();
-        match self.meetings.iter_mut().find(|meeting| meeting.0 == mask) {
-            Some(meeting) => meeting.1 = self.clock,
-            None => self.meetings.push((mask, self.clock)),
-        }
+        self.meetings.retain(|(met, _)| met & !mask != 0);
+        self.meetings.push((mask, self.clock));
         self.tick();
     }
 
-    /// Everything that `lanes` know and did, for somebody else to learn. What they do next is not in it.
+    /// Everything that any of `lanes` knows and did, for somebody else to learn. What they do next is not in it.
     pub(super) fn release(&mut self, lanes: u32) -> Knowledge {
-        let mut knowledge = self.knows(lanes).clone();
-        knowledge.local[self.index] = self.deeds(lanes);
+        let mut knowledge = match &self.partial {
+            Some(partial) if lanes & partial.lanes != 0 => partial.knowledge.clone(),
+            _ => self.known.clone(),
+        };
+        knowledge.local[self.index].join(&self.deeds(lanes));
         self.tick();
         knowledge
     }
@@ -173,8 +174,11 @@ impl Warp {
             return Entry::until(self.clock);
         }
         let mut own = Entry { all: self.ordered, some: self.clock, lanes };
-        for (met, clock) in &self.meetings {
-            if met & lanes != 0 {
+        // Latest first: whoever met one that had met others before brings those too.
+        let mut reach = lanes;
+        for (met, clock) in self.meetings.iter().rev() {
+            if met & reach != 0 {
+                reach |= met;
                 own.join(&Entry { all: 0, some: *clock, lanes: *met });
             }
         }

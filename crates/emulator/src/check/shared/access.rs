@@ -32,6 +32,8 @@ pub(in crate::check) struct Access<'a> {
     /// Barriers of all warps so far.
     pub(super) generation: u32,
     lane_order: bool,
+    /// Lanes that get what is read, whichever lane gave the address.
+    others: u32,
     /// The access without its place.
     pub(super) mark: Mark,
     /// A write by this agent at this tick is known to come before, whatever the lanes.
@@ -44,7 +46,7 @@ impl<'a> Access<'a> {
         let spread = bytes.trailing_zeros();
         // Nobody writes at tick 0: "nothing verified yet".
         let verified = Mark::new(index, 0, 0, false).epoch();
-        Self { warp, index, spread, strong: false, generation, lane_order: false, mark, verified }
+        Self { warp, index, spread, strong: false, generation, lane_order: false, others: 0, mark, verified }
     }
 
     /// The access is atomic, volatile or ordered.
@@ -57,6 +59,12 @@ impl<'a> Access<'a> {
     /// Find lanes that rely on convergence.
     pub(in crate::check) fn lane_order(mut self, lane_order: bool) -> Self {
         self.lane_order = lane_order;
+        self
+    }
+
+    /// What a lane reads goes to all.
+    pub(in crate::check) fn for_all_lanes(mut self, all: bool) -> Self {
+        self.others = if all { u32::MAX } else { 0 };
         self
     }
 
@@ -76,7 +84,7 @@ impl<'a> Access<'a> {
             self.verified = mark.epoch();
             return true;
         }
-        let lanes = granule_lanes(lane, self.spread);
+        let lanes = granule_lanes(lane, self.spread) | self.others;
         self.warp.is_after(mark.agent(), mark.clock(), mark.lanes(), lanes)
     }
 
@@ -100,7 +108,7 @@ impl<'a> Access<'a> {
             return Err(Finding::InFlight);
         }
         let apart = mark.bytes() & bytes == 0 || (mark.is_strong() && self.strong);
-        if apart || self.warp.is_after(mark.agent(), mark.clock(), 1 << mark.lane(), 1 << lane) {
+        if apart || self.warp.is_after(mark.agent(), mark.clock(), 1 << mark.lane(), 1 << lane | self.others) {
             return Ok(());
         }
         Err(Finding::AfterWrite(mark))
@@ -117,7 +125,8 @@ impl<'a> Access<'a> {
 
     /// With the lint on: was the word written by another lane of this warp since the lanes last met?
     pub(super) fn check_lanes(&self, mark: Mark, lane: u32, bytes: u64) -> Result<(), Finding> {
-        let foreign = mark.agent() != self.index || mark.lane() == lane || mark.bytes() & bytes == 0;
+        let same = mark.lane() == lane && self.others == 0;
+        let foreign = mark.agent() != self.index || same || mark.bytes() & bytes == 0;
         if !self.lane_order || foreign || mark.clock() <= self.warp.ordered {
             return Ok(());
         }

@@ -86,3 +86,14 @@ fn bulk_copies_are_seen_through_their_mbarrier_alone() {
     scene.sanitizer.mbarrier_wait(agent(0, 1), ALL, barrier);
     scene.load_shared(agent(0, 1), 0, 13).unwrap();
 }
+
+#[test]
+fn ldmatrix_hands_a_lanes_copy_to_all() {
+    let mut scene = Scene::new(1, 1);
+    let copy = scene.copy(agent(0, 0), 0, 10).unwrap();
+    scene.sanitizer.async_complete(agent(0, 0), copy, ALL);
+    scene.shared(agent(0, 0), ALL, Kind::Load, 0, 16, 11).unwrap();
+    expect(scene.shared(agent(0, 0), ALL, Kind::LoadMatrix, 0, 16, 12), ViolationKind::Race);
+    scene.sanitizer.warp_sync(agent(0, 0), ALL);
+    scene.shared(agent(0, 0), ALL, Kind::LoadMatrix, 0, 16, 13).unwrap();
+}

@@ -3,6 +3,7 @@
 mod copies;
 mod global;
 mod lookback;
+mod model;
 mod order;
 mod scale;
 mod shared;
