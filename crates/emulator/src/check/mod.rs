@@ -92,8 +92,10 @@ impl Shape {
 pub struct Sanitizer {
     shape: Shape,
     lints: Lints,
-    /// By CTA: 1 + its place among the residents, or 0.
-    places: Vec<u32>,
+    /// Where resident CTAs are in `residents`.
+    places: HashMap<u32, usize>,
+    /// The CTA asked for last, which is nearly always the next one too, and its place.
+    last: (u32, usize),
     residents: Vec<Option<Cta>>,
     /// Bodies of CTAs that are over, for the next ones.
     retired: Vec<Cta>,
@@ -107,7 +109,8 @@ impl Sanitizer {
         Self {
             shape,
             lints,
-            places: vec![0; shape.ctas as usize],
+            places: HashMap::new(),
+            last: (0, usize::MAX),
             residents: Vec::new(),
             retired: Vec::new(),
             shadow: GlobalShadow::new(view.clone()),
@@ -125,19 +128,15 @@ impl Sanitizer {
             self.residents.push(None);
             self.residents.len() - 1
         });
-        if let Some(place) = self.places.get_mut(cta as usize) {
-            *place = free as u32 + 1;
-            self.residents[free] = Some(body);
-        }
+        self.residents[free] = Some(body);
+        self.places.insert(cta, free);
     }
 
     /// The last warp of a CTA has ended. What it published stays.
     pub fn cta_exit(&mut self, cta: u32) {
-        if let Some(place) = self.places.get_mut(cta as usize)
-            && let Some(body) = self.residents.get_mut((*place as usize).wrapping_sub(1))
-        {
-            self.retired.extend(body.take());
-            *place = 0;
+        if let Some(place) = self.places.remove(&cta) {
+            self.retired.extend(self.residents[place].take());
+            self.last = (0, usize::MAX);
         }
     }
 
@@ -182,8 +181,8 @@ impl Sanitizer {
         }
         let warps = self.shape.warps() as u32;
         let Agent { cta, warp: index } = request.agent;
-        let place = self.places.get(cta as usize).map_or(0, |place| *place as usize);
-        let Some(Some(body)) = self.residents.get(place.wrapping_sub(1)) else { return Ok(()) };
+        let place = self.place_of(cta);
+        let Some(Some(body)) = self.residents.get(place) else { return Ok(()) };
         let Some(warp) = body.warps.get(index as usize) else { return Ok(()) };
         let strength = match (strong, request.scope) {
             _ if request.kind == Kind::LoadNonCoherent => Strength::NonCoherent,
@@ -295,9 +294,19 @@ impl Sanitizer {
         }
     }
 
+    #[inline]
     fn cta(&mut self, cta: u32) -> Option<&mut Cta> {
-        let place = *self.places.get(cta as usize)? as usize;
-        self.residents.get_mut(place.wrapping_sub(1))?.as_mut()
+        let place = self.place_of(cta);
+        self.residents.get_mut(place)?.as_mut()
+    }
+
+    /// Place of a CTA among the residents; beyond all of them if it is not there.
+    #[inline]
+    fn place_of(&mut self, cta: u32) -> usize {
+        if self.last.0 != cta || self.last.1 == usize::MAX {
+            self.last = (cta, self.places.get(&cta).copied().unwrap_or(usize::MAX));
+        }
+        self.last.1
     }
 
     fn warp(&mut self, agent: Agent) -> Option<&mut Warp> {
