@@ -12,9 +12,6 @@ const NEWEST_PTX: (u32, u32) = (9, 0);
 /// Targets from the first to the last are taken.
 const TARGETS: std::ops::RangeInclusive<u32> = 80..=90;
 
-/// Static shared memory of a kernel; more must be dynamic.
-const MAX_STATIC_SHARED: u32 = 48 * 1024;
-
 /// `CUjit_option`
 const WALL_TIME: u32 = 2;
 const INFO_LOG: u32 = 3;
@@ -135,15 +132,6 @@ pub(super) fn decode(module: &ptx::Module, globals: &[u64]) -> Result<Vec<Progra
     let mut programs = Vec::new();
     let mut errors = Vec::new();
     for entry in &module.entries {
-        if entry.static_shared_bytes > MAX_STATIC_SHARED {
-            let bytes = entry.static_shared_bytes;
-            let why = format!(
-                "Entry function '{}' uses too much shared data ({bytes:#x} bytes, {MAX_STATIC_SHARED:#x} max)",
-                entry.name
-            );
-            errors.push((entry.line, why));
-            continue;
-        }
         match decode::decode(module, entry, globals) {
             Ok(program) => programs.push(program),
             Err(why) => errors.push((why.line, format!("entry '{}': {}", entry.name, why.message))),

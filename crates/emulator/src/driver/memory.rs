@@ -11,7 +11,7 @@ use super::options;
 use super::pool;
 use super::report;
 use super::stream;
-use crate::memory::{DeviceMemory, MemoryError, OFFSET_BITS};
+use crate::memory::{DeviceMemory, MAX_ALLOCATION, MemoryError, OFFSET_BITS};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex};
@@ -166,10 +166,11 @@ pub(super) fn copy(to: u64, from: u64, bytes: u64) -> Outcome {
     if bytes == 0 {
         return Ok(());
     }
-    let length = isize::try_from(bytes).map_err(|_| CUresult::INVALID_VALUE)? as usize;
-    if to == 0 || from == 0 {
+    // No allocation is longer, and no host range of that length could be meant.
+    if to == 0 || from == 0 || bytes > MAX_ALLOCATION {
         return Err(CUresult::INVALID_VALUE);
     }
+    let length = usize::try_from(bytes).map_err(|_| CUresult::INVALID_VALUE)?;
     let memory = device();
     // The device's side is checked before the host's is touched.
     match (is_device(to), is_device(from)) {
@@ -204,7 +205,11 @@ pub(super) fn fill(fill: &Fill) -> Outcome {
     let row = fill.columns.checked_mul(width).ok_or(CUresult::INVALID_VALUE)?;
     let last_row = (fill.rows - 1).checked_mul(fill.pitch).ok_or(CUresult::INVALID_VALUE)?;
     let span = last_row.checked_add(row).ok_or(CUresult::INVALID_VALUE)?;
-    if !fill.to.is_multiple_of(width) || !fill.pitch.is_multiple_of(width) || (fill.rows > 1 && fill.pitch < row) {
+    if span > MAX_ALLOCATION
+        || !fill.to.is_multiple_of(width)
+        || !fill.pitch.is_multiple_of(width)
+        || (fill.rows > 1 && fill.pitch < row)
+    {
         return Err(CUresult::INVALID_VALUE);
     }
     let memory = device();

@@ -127,12 +127,12 @@ fn functions_tell_about_themselves() {
 }
 
 #[test]
-fn too_much_static_shared_memory_is_refused_by_name() {
+fn too_much_static_shared_memory_is_refused_by_line() {
     let text = ".version 7.0\n.target sm_80\n.address_size 64\n\n.visible .entry big()\n{\n    .shared .align 4 .b8 \
                 a[49156];\n    ret;\n}\n";
     let (result, log, _) = load_with_log(text, 500);
     assert_eq!(result, CUresult::CUDA_ERROR_INVALID_PTX);
-    assert!(log.contains("line 5;") && log.contains("'big' uses too much shared data"), "{log}");
+    assert!(log.contains("line 7;") && log.contains("static shared"), "{log}");
 }
 
 #[test]

@@ -23,10 +23,11 @@ pub fn library() -> &'static Library {
     })
 }
 
-/// The primary context.
+/// The primary context, which stays until the process ends: with its last owner all its objects would go.
 pub fn context() -> Arc<CudaContext> {
+    static CONTEXT: OnceLock<Arc<CudaContext>> = OnceLock::new();
     library();
-    CudaContext::new(0).expect("the emulator has a device")
+    Arc::clone(CONTEXT.get_or_init(|| CudaContext::new(0).expect("the emulator has a device")))
 }
 
 /// A context of its own, for tests that break it.
@@ -103,7 +104,7 @@ pub fn unset_options() {
 
 /// One kernel of [`KERNELS`].
 pub fn kernel(context: &Arc<CudaContext>, name: &str) -> CudaFunction {
-    let module = context.load_module(Ptx::from_src(KERNELS)).expect("the kernels compile");
+    let module = context.load_module(Ptx::from_src(KERNELS)).unwrap_or_else(|_| panic!("{}", last_fault()));
     module.load_function(name).expect("the kernel is in the module")
 }
 
@@ -122,7 +123,8 @@ pub const KERNELS: &str = r"
 .address_size 64
 
 .global .align 4 .u32 answers[3] = {41, 42};
-.const .align 4 .u32 step = 7;
+.global .align 4 .u32 step = 7;
+.const .align 4 .u32 unread = 9;
 
 .visible .entry empty()
 {
@@ -167,7 +169,7 @@ DONE:
     .reg .b32 %v, %by;
     ld.param.u64 %at, [p_at];
     cvta.to.global.u64 %at, %at;
-    ld.const.u32 %by, [step];
+    ld.global.u32 %by, [step];
     ld.global.u32 %v, [%at];
     add.u32 %v, %v, %by;
     st.global.u32 [%at], %v;
