@@ -1,0 +1,12 @@
+//! The nn operations against the f64 oracle: sizes, strides, alignments, element types, NaN, and what the host rejects.
+
+#![allow(non_snake_case)] // operation__condition
+
+mod argmax;
+mod cross_entropy;
+mod embedding;
+mod gate;
+mod gemm;
+mod rms_norm;
+mod short_conv;
+mod support;

@@ -1,0 +1,269 @@
+use super::support::{Input, Layout, Output, address, address_mut, finish, reference};
+use half::{bf16, f16};
+use lookback_device::{DType, Element, Error};
+use lookback_nn::{
+    Activation,
+    short_conv::{Inputs, Options, Plan, RawInputs, Shape},
+};
+use lookback_reference::short_conv::{Conv, forward};
+use lookback_suite::{
+    buffer::{download, upload},
+    device,
+    measure::{Gate, assert_close, gate},
+    random::Random,
+};
+
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    batch: usize,
+    tokens: usize,
+    channels: usize,
+    taps: usize,
+    gap: usize,
+    shift: usize,
+    with_bias: bool,
+    with_flags: bool,
+    with_state: bool,
+    activation: Activation,
+}
+
+fn check<T: Element>(case: Case) {
+    let Case { batch, tokens, channels, taps, gap, shift, activation, .. } = case;
+    let mut random = Random::new((batch * 100_000 + tokens * 1000 + channels) as u64);
+    let x = random.normals::<T>(batch * tokens * channels);
+    let weight = random.normals::<T>(channels * taps);
+    let bias = case.with_bias.then(|| random.normals::<T>(channels));
+    let state = case.with_state.then(|| random.normals::<T>(batch * (taps - 1) * channels));
+    // Bit 1 means nothing here.
+    let flags: Option<Vec<u8>> =
+        case.with_flags.then(|| (0..batch * tokens).map(|_| u8::from(random.below(4) == 0) | 2).collect());
+
+    let layout = Layout::dense(batch * tokens, channels).gap(gap).shift(shift);
+    let x_in = Input::<T>::new(&x, layout);
+    let weight_in = Input::<T>::new(&weight, Layout::dense(1, channels * taps).shift(shift));
+    let bias_in = bias.as_ref().map(|b| Input::<T>::new(b, Layout::dense(1, channels).shift(shift)));
+    let rows = batch * (taps - 1);
+    let state_in = state.as_ref().map(|s| Input::<T>::new(s, Layout::dense(rows, channels).shift(shift)));
+    let flags_in = flags.as_ref().map(|f| upload(&[&f[..], &[0]].concat()));
+    let mut out = Output::<T>::new(layout.gap(2 * gap));
+    let mut state_out = Output::<T>::new(Layout::dense(rows, channels).shift(shift));
+    let token = |gap: usize| (channels + gap) as i64;
+    let shape = Shape {
+        x_stride_token: token(gap),
+        x_stride_batch: tokens as i64 * token(gap),
+        out_stride_token: token(2 * gap),
+        out_stride_batch: tokens as i64 * token(2 * gap),
+        ..Shape::dense(batch, tokens, channels, taps)
+    };
+    let plan = Plan::new(&shape, &Options { dtype: T::DTYPE, activation }, &device::info()).unwrap();
+    let (bias_view, state_view) = (bias_in.as_ref().map(Input::view), state_in.as_ref().map(Input::view));
+    let mut inputs = Inputs { bias: None, flags: None, state: None };
+    if let Some(view) = &bias_view {
+        inputs.bias = Some(view);
+    }
+    if let Some(view) = &state_view {
+        inputs.state = Some(view);
+    }
+    if let Some(flags) = &flags_in {
+        inputs.flags = Some(flags);
+    }
+    let (mut out_view, mut state_out_view) = (out.view_mut(), state_out.view_mut());
+    plan.run(&device::stream(), &x_in.view(), &weight_in.view(), inputs, &mut out_view, Some(&mut state_out_view))
+        .unwrap();
+    finish();
+    let conv = Conv {
+        batch,
+        tokens,
+        channels,
+        taps,
+        bias: bias.as_deref(),
+        flags: flags.as_deref(),
+        state: state.as_deref(),
+        activation: reference(activation),
+    };
+    let expected = forward(&conv, &x, &weight);
+    let what = format!("short_conv {} {case:?}", T::DTYPE);
+    assert_close(&what, &out.read(), &expected.out, channels.max(1), gate(T::DTYPE));
+    assert_close(&format!("{what} state"), &state_out.read(), &expected.state, channels.max(1), Gate::EXACT);
+}
+
+fn sizes<T: Element>() {
+    let vec = 16 / T::DTYPE.size();
+    let base = Case {
+        batch: 2,
+        tokens: 9,
+        channels: 2 * vec,
+        taps: 4,
+        gap: 0,
+        shift: 0,
+        with_bias: true,
+        with_flags: true,
+        with_state: true,
+        activation: Activation::Silu,
+    };
+    for taps in [2, 3, 4] {
+        for tokens in [0, 1, 2, 3, 4, 7, 8, 9, 70] {
+            check::<T>(Case { tokens, taps, ..base });
+            check::<T>(Case { tokens, taps, channels: 5, with_flags: false, ..base });
+            check::<T>(Case { tokens, taps, gap: vec, with_state: false, with_bias: false, ..base });
+        }
+    }
+    for channels in [0, 1, 130, 129 * vec] {
+        check::<T>(Case { channels, ..base });
+        check::<T>(Case { channels, gap: 1, shift: 1, ..base });
+    }
+    check::<T>(Case { batch: 0, ..base });
+    check::<T>(Case {
+        batch: 3,
+        tokens: 33,
+        with_flags: false,
+        with_state: false,
+        activation: Activation::None,
+        ..base
+    });
+    check::<T>(Case { shift: 1, activation: Activation::Gelu, ..base });
+}
+
+#[test]
+fn short_conv__f32() {
+    sizes::<f32>();
+}
+
+#[test]
+fn short_conv__f16() {
+    sizes::<f16>();
+}
+
+#[test]
+fn short_conv__bf16() {
+    sizes::<bf16>();
+}
+
+#[test]
+fn short_conv__token_by_token_in_place_is_bitwise_the_whole() {
+    let (batch, tokens, channels, taps) = (2, 11, 24, 4);
+    let mut random = Random::new(4);
+    let x = random.normals::<f32>(batch * tokens * channels);
+    let weight = Input::<f32>::dense(&random.normals::<f32>(channels * taps));
+    let options = Options { dtype: DType::F32, activation: Activation::Silu };
+    let stream = device::stream();
+    let whole = Plan::new(&Shape::dense(batch, tokens, channels, taps), &options, &device::info()).unwrap();
+    let x_in = Input::<f32>::dense(&x);
+    let mut out = Output::<f32>::new(Layout::dense(batch * tokens, channels));
+    whole.run(&stream, &x_in.view(), &weight.view(), Inputs::default(), &mut out.view_mut(), None).unwrap();
+
+    // One token a call: the strides step over the other tokens, the state is updated where it lies.
+    let strides = (tokens * channels) as i64;
+    let step = Shape { x_stride_batch: strides, out_stride_batch: strides, ..Shape::dense(batch, 1, channels, taps) };
+    let step = Plan::new(&step, &options, &device::info()).unwrap();
+    let state = Input::<f32>::dense(&vec![0.0; batch * (taps - 1) * channels]);
+    let mut stepped = Output::<f32>::new(Layout::dense(batch * tokens, channels));
+    let (x_at, out_at) = (address(&x_in.view()), address_mut(&mut stepped.view_mut()));
+    let (weight_at, state_at) = (address(&weight.view()), address(&state.view()));
+    for t in 0..tokens {
+        let offset = (4 * t * channels) as u64;
+        let inputs = RawInputs { state: state_at, ..RawInputs::default() };
+        // SAFETY: every tensor lives until the synchronisation below; the offsets stay within them.
+        unsafe { step.run_raw(&stream, x_at + offset, weight_at, inputs, out_at + offset, state_at) }.unwrap();
+    }
+    finish();
+    assert_eq!(out.read(), stepped.read());
+    let last: Vec<f64> = (0..batch)
+        .flat_map(|b| x[(b * tokens + tokens - (taps - 1)) * channels..(b + 1) * tokens * channels].to_vec())
+        .collect();
+    let state = download(&stream.clone_dtod(&state.view()).unwrap());
+    assert_eq!(state.into_iter().map(f64::from).collect::<Vec<_>>(), last);
+}
+
+#[test]
+fn short_conv__time_major_output() {
+    // out as [tokens, batch, channels].
+    let (batch, tokens, channels, taps) = (3, 6, 8, 3);
+    let mut random = Random::new(8);
+    let (x, weight) = (random.normals::<f32>(batch * tokens * channels), random.normals::<f32>(channels * taps));
+    let shape = Shape {
+        out_stride_batch: channels as i64,
+        out_stride_token: (batch * channels) as i64,
+        ..Shape::dense(batch, tokens, channels, taps)
+    };
+    let options = Options { dtype: DType::F32, activation: Activation::None };
+    let plan = Plan::new(&shape, &options, &device::info()).unwrap();
+    let (x_in, weight_in) = (Input::<f32>::dense(&x), Input::<f32>::dense(&weight));
+    let mut out = Output::<f32>::new(Layout::dense(tokens, batch * channels));
+    plan.run(&device::stream(), &x_in.view(), &weight_in.view(), Inputs::default(), &mut out.view_mut(), None).unwrap();
+    finish();
+    let conv = Conv {
+        batch,
+        tokens,
+        channels,
+        taps,
+        bias: None,
+        flags: None,
+        state: None,
+        activation: reference(Activation::None),
+    };
+    let expected = forward(&conv, &x, &weight).out;
+    let turned: Vec<f64> = (0..tokens)
+        .flat_map(|t| (0..batch).flat_map(move |b| (0..channels).map(move |c| (t, b, c))))
+        .map(|(t, b, c)| expected[(b * tokens + t) * channels + c])
+        .collect();
+    assert_close("time-major", &out.read(), &turned, batch * channels, Gate::F32);
+}
+
+#[test]
+fn short_conv__nan_stays_in_its_window() {
+    let (tokens, channels, taps) = (20, 8, 4);
+    let mut x = Random::new(6).normals::<f32>(tokens * channels);
+    x[5 * channels + 3] = f64::NAN;
+    x[12 * channels + 1] = f64::NAN;
+    let weight = vec![0.5; channels * taps];
+    let mut flags = vec![0_u8; tokens];
+    flags[14] = 1;
+    let options = Options { dtype: DType::F32, activation: Activation::Silu };
+    let plan = Plan::new(&Shape::dense(1, tokens, channels, taps), &options, &device::info()).unwrap();
+    let (x_in, weight_in, flags_in) = (Input::<f32>::dense(&x), Input::<f32>::dense(&weight), upload(&flags));
+    let mut out = Output::<f32>::new(Layout::dense(tokens, channels));
+    let inputs = Inputs { flags: Some(&flags_in), ..Inputs::default() };
+    plan.run(&device::stream(), &x_in.view(), &weight_in.view(), inputs, &mut out.view_mut(), None).unwrap();
+    finish();
+    let conv = Conv {
+        batch: 1,
+        tokens,
+        channels,
+        taps,
+        bias: None,
+        flags: Some(&flags),
+        state: None,
+        activation: reference(Activation::Silu),
+    };
+    let out = out.read();
+    assert_close("NaN", &out, &forward(&conv, &x, &weight).out, channels, Gate::F32);
+    assert_eq!(out.iter().filter(|v| v.is_nan()).count(), 4 + 2);
+}
+
+#[test]
+fn short_conv__bad_calls_are_refused() {
+    let info = device::info();
+    let options = Options { dtype: DType::F32, activation: Activation::None };
+    let dense = Shape::dense(2, 4, 8, 4);
+    let refused = |shape: Shape| Plan::new(&shape, &options, &info).unwrap_err();
+    assert!(matches!(refused(Shape { taps: 1, ..dense }), Error::Range { arg: "taps", .. }));
+    assert!(matches!(refused(Shape { taps: 5, ..dense }), Error::Range { arg: "taps", .. }));
+    assert!(matches!(refused(Shape { batch: 65_536, ..dense }), Error::Range { arg: "batch", .. }));
+    assert!(matches!(refused(Shape { out_stride_token: 7, ..dense }), Error::Layout { arg: "out", .. }));
+    assert!(matches!(refused(Shape { out_stride_batch: 31, ..dense }), Error::Layout { arg: "out", .. }));
+    assert!(matches!(refused(Shape { x_stride_token: -8, ..dense }), Error::Layout { arg: "x", .. }));
+    let plan = Plan::new(&dense, &options, &info).unwrap();
+    let (x, weight) = (Input::<f32>::dense(&[1.0; 64]), Input::<f32>::dense(&[1.0; 32]));
+    let mut out = Output::<f32>::new(Layout::dense(8, 8));
+    let flags = upload(&[0_u8; 7]);
+    let inputs = Inputs { flags: Some(&flags), ..Inputs::default() };
+    let error = plan.run(&device::stream(), &x.view(), &weight.view(), inputs, &mut out.view_mut(), None).unwrap_err();
+    assert!(matches!(error, Error::Shape { arg: "flags", .. }), "{error}");
+    let (x_at, weight_at) = (address(&x.view()), address(&weight.view()));
+    // SAFETY: the host refuses the call before any launch.
+    let error = unsafe { plan.run_raw(&device::stream(), x_at, weight_at, RawInputs::default(), x_at, 0) }.unwrap_err();
+    assert!(matches!(error, Error::Alias { a: "out", b: "x", .. }), "{error}");
+    finish();
+    assert!(out.read().iter().all(|v| v.is_nan()), "nothing may be written on an error");
+}
