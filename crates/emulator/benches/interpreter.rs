@@ -29,7 +29,10 @@ struct Loop {
 fn main() {
     let wanted = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
     println!("{:<26} {:>12} {:>12} {:>12} {:>9} {:>8}", "", "unchecked", "", "checked", "checked/", "goal");
-    println!("{:<26} {:>12} {:>12} {:>12} {:>9} {:>8}", "loop", "M instr/s", "ns/instr", "M instr/s", "unchecked", "M/s");
+    println!(
+        "{:<26} {:>12} {:>12} {:>12} {:>9} {:>8}",
+        "loop", "M instr/s", "ns/instr", "M instr/s", "unchecked", "M/s"
+    );
     for case in loops().iter().filter(|case| case.name.contains(&wanted)) {
         match measure(case) {
             Ok([fast, checked]) => report(case, fast, checked),
@@ -215,10 +218,11 @@ fn loops() -> Vec<Loop> {
         + &lines(4, |i| format!("add.f32 %f{}, %f{}, %f{i};", i + 4, i + 4));
     let shared = lines(2, |i| format!("ld.shared.v4.f32 {}, [%own+{}];", quad(i), 512 * i))
         + &lines(2, |i| format!("st.shared.v4.f32 [%own+{}], {};", 1024 + 512 * i, quad(i)));
-    let shuffle = lines(5, |i| {
-        format!("shfl.sync.bfly.b32 %r0, %r1, {}, 31, 0xffffffff;\n    add.u32 %r1, %r1, %r0;", 1 << i)
-    });
-    let function = |text: &'static str| lines(4, move |i| text.replace("%d", &format!("%f{i}")).replace("%a", &format!("%f{}", i + 1)));
+    let shuffle =
+        lines(5, |i| format!("shfl.sync.bfly.b32 %r0, %r1, {}, 31, 0xffffffff;\n    add.u32 %r1, %r1, %r0;", 1 << i));
+    let function = |text: &'static str| {
+        lines(4, move |i| text.replace("%d", &format!("%f{i}")).replace("%a", &format!("%f{}", i + 1)))
+    };
     let two_mma = format!("    {}\n", ldmatrix(0, 0)) + &lines(2, |i| mma("bf16", i));
     let tile = lines(1, |_| "cp.async.cg.shared.global [%own+2048], [%base], 16;".to_owned())
         + "    cp.async.commit_group;\n"
