@@ -5,3 +5,4 @@ mod build;
 mod contract;
 mod device;
 mod registry;
+mod scan;

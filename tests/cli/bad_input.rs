@@ -10,7 +10,8 @@ fn refused(name: &str, tensors: &[(&str, T)], set: &[&str], says: &[&str]) {
 
 fn refused_file(folder: &Folder, input: &std::path::Path, set: &[&str], says: &[&str]) {
     let output = folder.path("out.safetensors");
-    let mut args = vec!["run", "gated_scan", "--in", input.to_str().expect("utf-8"), "--out", output.to_str().expect("utf-8")];
+    let mut args =
+        vec!["run", "gated_scan", "--in", input.to_str().expect("utf-8"), "--out", output.to_str().expect("utf-8")];
     for s in set {
         args.extend(["--set", s]);
     }

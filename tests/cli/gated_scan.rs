@@ -54,7 +54,8 @@ fn close(what: &str, got: &[f64], want: &[f64], tolerance: f64) {
 fn run(name: &str, tensors: &[(&str, T)], set: &[&str]) -> (Vec<f64>, Vec<f64>) {
     let folder = Folder::new(name);
     let (input, output) = (folder.write("in.safetensors", tensors), folder.path("out.safetensors"));
-    let mut args = vec!["run", "gated_scan", "--in", input.to_str().expect("utf-8"), "--out", output.to_str().expect("utf-8")];
+    let mut args =
+        vec!["run", "gated_scan", "--in", input.to_str().expect("utf-8"), "--out", output.to_str().expect("utf-8")];
     for s in set {
         args.extend(["--set", s]);
     }
@@ -73,7 +74,19 @@ fn every_option_agrees_with_the_recurrence() {
     let log: Vec<f64> = decay.iter().map(|v| f64::from(v.ln() as f32)).collect();
     let channel: Vec<f64> = decay[..D].to_vec();
     let (b, h0) = (wave(2.0, n), wave(3.0, B * D));
-    let flags: Vec<u8> = (0..B * LEN).map(|i| if i % 7 == 3 { 1 } else if i % 5 == 2 { 2 } else if i % 11 == 0 { 3 } else { 0 }).collect();
+    let flags: Vec<u8> = (0..B * LEN)
+        .map(|i| {
+            if i % 7 == 3 {
+                1
+            } else if i % 5 == 2 {
+                2
+            } else if i % 11 == 0 {
+                3
+            } else {
+                0
+            }
+        })
+        .collect();
     let at = |row: usize, t: usize, d: usize| (row * LEN + t) * D + d;
     let of_tensor = |row, t, d| decay[at(row, t, d)];
     let of_log = |row, t, d| f64::exp(log[at(row, t, d)]);

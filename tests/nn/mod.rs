@@ -3,6 +3,7 @@
 #![allow(non_snake_case)] // operation__condition
 
 mod argmax;
+mod counters;
 mod cross_entropy;
 mod embedding;
 mod gate;

@@ -50,7 +50,8 @@ pub fn ask(pick: DevicePick, path: &Path, names: &[String], causal: bool, model:
         }
     };
     let session = Session::open(pick)?;
-    let readings = weights.iter().map(|(title, w)| read(&session, title, w, &book, &asked)).collect::<Result<Vec<_>>>()?;
+    let readings =
+        weights.iter().map(|(title, w)| read(&session, title, w, &book, &asked)).collect::<Result<Vec<_>>>()?;
     print(&asked, &readings, &session);
     Ok(())
 }

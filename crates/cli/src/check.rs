@@ -55,7 +55,11 @@ pub fn check(pick: DevicePick, arguments: &Arguments) -> Result<()> {
     }
     progress.finish_and_clear();
     let failed = rows.iter().filter(|r| !r.passes()).count();
-    if arguments.json { print_json(&session, &rows) } else { print_table(&session, &rows) }
+    if arguments.json {
+        print_json(&session, &rows)
+    } else {
+        print_table(&session, &rows)
+    }
     if failed > 0 {
         return Err(CliError::Failed(format!("{failed} of {} outputs are above their gate", rows.len())));
     }

@@ -65,11 +65,8 @@ pub fn run(pick: DevicePick, arguments: &Arguments) -> Result<()> {
 
 fn list(as_json: bool) {
     if as_json {
-        let tensor = |t: &ops::TensorSpec| {
-            json!({ "name": t.name, "type": t.dtype, "shape": t.shape, "optional": t.optional, "about": t.about })
-        };
-        let attribute =
-            |a: &ops::AttributeSpec| json!({ "name": a.name, "values": a.values, "default": a.default, "about": a.about });
+        let tensor = |t: &ops::TensorSpec| json!({ "name": t.name, "type": t.dtype, "shape": t.shape, "optional": t.optional, "about": t.about });
+        let attribute = |a: &ops::AttributeSpec| json!({ "name": a.name, "values": a.values, "default": a.default, "about": a.about });
         let operation = |o: &&Operation| {
             json!({
                 "name": o.name, "about": o.about,
@@ -86,7 +83,13 @@ fn list(as_json: bool) {
         for (title, tensors) in [("in ", operation.inputs), ("out", operation.outputs)] {
             for t in tensors {
                 let optional = if t.optional { "?" } else { "" };
-                println!("  {title} {:<18} {:<14} {:<14} {}", format!("{}{optional}", t.name), t.dtype, t.shape, t.about);
+                println!(
+                    "  {title} {:<18} {:<14} {:<14} {}",
+                    format!("{}{optional}", t.name),
+                    t.dtype,
+                    t.shape,
+                    t.about
+                );
             }
         }
         for a in operation.attributes {

@@ -145,7 +145,8 @@ pub type Tensors = BTreeMap<String, Tensor>;
 pub fn read(path: &Path) -> Result<Tensors> {
     let name = path.display();
     let bytes = std::fs::read(path).map_err(|e| CliError::input(&name, e))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| CliError::input(&name, format!("not a safetensors file: {e}")))?;
+    let file =
+        SafeTensors::deserialize(&bytes).map_err(|e| CliError::input(&name, format!("not a safetensors file: {e}")))?;
     let mut tensors = Tensors::new();
     for (key, view) in file.iter() {
         let Some(kind) = Kind::of(view.dtype()) else {

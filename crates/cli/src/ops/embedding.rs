@@ -15,7 +15,10 @@ use std::collections::BTreeMap;
 pub static EMBEDDING: Operation = Operation {
     name: "embedding",
     about: "out[t] = sum over j of table[ids[t,j]]; an id of -1 adds nothing",
-    inputs: &[required("table", "T", "[V,W]", "a row for each id"), required("ids", "i32", "[N,J]", "ids of each token")],
+    inputs: &[
+        required("table", "T", "[V,W]", "a row for each id"),
+        required("ids", "i32", "[N,J]", "ids of each token"),
+    ],
     attributes: &[],
     outputs: &[required("out", "T", "[N,W]", "")],
     run: |session, inputs| for_dtype!(inputs.dtype, run(session, inputs)),
@@ -40,7 +43,10 @@ fn run<T: Element>(session: &Session, inputs: &Inputs) -> Result<Tensors> {
 
 fn oracle(inputs: &Inputs) -> Result<BTreeMap<String, Vec<f64>>> {
     let (table, ids) = (inputs.tensor("table")?.to_f64(), inputs.tensor("ids")?.as_indices());
-    Ok(BTreeMap::from([("out".into(), reference::embedding::forward(&table, inputs.extent('W'), &ids, inputs.extent('J')))]))
+    Ok(BTreeMap::from([(
+        "out".into(),
+        reference::embedding::forward(&table, inputs.extent('W'), &ids, inputs.extent('J')),
+    )]))
 }
 
 fn cases(dtype: DType) -> Vec<Case> {

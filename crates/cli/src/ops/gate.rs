@@ -81,5 +81,9 @@ fn cases(dtype: DType) -> Vec<Case> {
         ]),
         attributes: vec![format!("activation={activation}")],
     };
-    ["none", "gelu", "silu", "sigmoid", "relu"].iter().map(|a| case(a, [5, 67])).chain([case("gelu", [8, 256])]).collect()
+    ["none", "gelu", "silu", "sigmoid", "relu"]
+        .iter()
+        .map(|a| case(a, [5, 67]))
+        .chain([case("gelu", [8, 256])])
+        .collect()
 }

@@ -29,6 +29,9 @@ pub const H0: TensorSpec = optional("h0", "f32", "[N,D]", "initial states; N is 
 /// Packed sequences.
 pub const CU_SEQLENS: TensorSpec =
     optional("cu_seqlens", "i32", "[N+1]", "starts of packed sequences and their end; B must be 1");
+/// States that a forward pass left.
+pub const SAVED_H: TensorSpec =
+    optional("h", "T", "[B,T,D]", "states as the forward pass left them; without, the forward pass runs first");
 /// Adjoint of `h`.
 pub const DH: TensorSpec = required("dh", "T", "[B,T,D]", "adjoint of h");
 /// Adjoint of `h_final`.
@@ -40,8 +43,12 @@ pub const H_FINAL: TensorSpec = required("h_final", "f32", "[N,D]", "state after
 /// Adjoint of `h0`.
 pub const DH0: TensorSpec = required("dh0", "f32", "[N,D]", "adjoint of h0");
 /// Channels that run forward.
-pub const SPLIT: AttributeSpec =
-    AttributeSpec { name: "split", values: "0 to D", default: "D", about: "channels below run forward, the others in reverse" };
+pub const SPLIT: AttributeSpec = AttributeSpec {
+    name: "split",
+    values: "0 to D",
+    default: "D",
+    about: "channels below run forward, the others in reverse",
+};
 /// Chained waiting.
 pub const DETERMINISTIC: AttributeSpec = AttributeSpec {
     name: "deterministic",
@@ -68,7 +75,7 @@ pub static FORWARD: Operation = Operation {
 pub static BACKWARD: Operation = Operation {
     name: "gated_scan_backward",
     about: "gradients of gated_scan",
-    inputs: &[A, B, FLAGS, H0, CU_SEQLENS, DH, DH_FINAL],
+    inputs: &[A, B, FLAGS, H0, CU_SEQLENS, SAVED_H, DH, DH_FINAL],
     attributes: &[SPLIT, LOG, DETERMINISTIC],
     outputs: &[
         optional("da", "T|f32", "[B,T,D]|[D]", "adjoint of a, or of its logarithm with log=true"),
@@ -170,7 +177,10 @@ pub fn forward<T: Element>(session: &Session, inputs: &Inputs, source: Source, n
 pub fn backward<T: Element>(session: &Session, inputs: &Inputs, source: Source, names: [&str; 4]) -> Result<Tensors> {
     let (shape, options) = shape_and_options::<T>(inputs, source)?;
     let tensors = Uploaded::<T>::new(session, inputs, names)?;
-    let h = gated_scan(&session.stream, &shape, &options, &tensors.inputs())?.h;
+    let h = match inputs.optional("h") {
+        Some(h) => session.upload(&h.as_elements::<T>())?,
+        None => gated_scan(&session.stream, &shape, &options, &tensors.inputs())?.h,
+    };
     let dh = session.upload(&inputs.tensor("dh")?.as_elements::<T>())?;
     let d_last = inputs.optional("dh_final").map(|t| session.upload(&t.as_elements::<f32>())).transpose()?;
     let backward = BackwardInputs {
@@ -275,10 +285,20 @@ fn oracle(inputs: &Inputs) -> Result<BTreeMap<String, Vec<f64>>> {
     Ok(BTreeMap::from([("h".into(), out.h), ("h_final".into(), out.last)]))
 }
 
+/// States for the backward pass: the user's, or those of the forward pass in the element type. Their rounding belongs to the
+/// input, not to the operation.
+pub fn saved(inputs: &Inputs, a: &[f64], b: &[f64]) -> Result<Vec<f64>> {
+    if let Some(h) = inputs.values("h") {
+        return Ok(h);
+    }
+    let h = reference::forward(&Reference::new(inputs)?.scan(), a, b).h;
+    Ok(Tensor::floats(inputs.dtype, &[h.len()], &h).to_f64())
+}
+
 fn oracle_backward(inputs: &Inputs) -> Result<BTreeMap<String, Vec<f64>>> {
     let options = Reference::new(inputs)?;
     let (a, b) = (decays(inputs)?, inputs.tensor("b")?.to_f64());
-    let h = reference::forward(&options.scan(), &a, &b).h;
+    let h = saved(inputs, &a, &b)?;
     let (dh, d_last) = (inputs.tensor("dh")?.to_f64(), inputs.values("dh_final"));
     let gradients = reference::backward(&options.scan(), &a, &h, &dh, d_last.as_deref());
     let mut out = BTreeMap::from([("db".into(), gradients.db), ("dh0".into(), gradients.d_initial)]);
@@ -300,7 +320,7 @@ fn cases(dtype: DType, backward: bool) -> Vec<Case> {
         let mut tensors = Tensors::from([("b".into(), Tensor::floats(dtype, &shape, &wave(2.0, b * t * d)))]);
         tensors.extend(a.map(|a| ("a".into(), a)));
         if extras {
-            tensors.extend(dense_extras(&shape, backward));
+            tensors.extend(dense_extras(dtype, &shape, backward));
         }
         if backward {
             tensors.insert("dh".into(), Tensor::floats(dtype, &shape, &wave(5.0, b * t * d)));
@@ -311,7 +331,13 @@ fn cases(dtype: DType, backward: bool) -> Vec<Case> {
     let mut all = vec![
         case("forward", Some(Tensor::floats(dtype, &shape, &decay)), d, &[], false),
         case("both ways, flags, states", Some(Tensor::floats(dtype, &shape, &decay)), 32, &[], true),
-        case("log, reverse, chained", Some(Tensor::floats(dtype, &shape, &log)), 0, &["log=true", "deterministic=true"], true),
+        case(
+            "log, reverse, chained",
+            Some(Tensor::floats(dtype, &shape, &log)),
+            0,
+            &["log=true", "deterministic=true"],
+            true,
+        ),
         case("per channel", Some(Tensor::floats(DType::F32, &[d], &decay[..d])), 35, &[], true),
         case("cumulative sum", None, d, &[], false),
     ];
@@ -319,15 +345,18 @@ fn cases(dtype: DType, backward: bool) -> Vec<Case> {
     all
 }
 
-/// Flags and states of every row.
-pub fn dense_extras(&[b, t, d]: &[usize; 3], backward: bool) -> Tensors {
-    let flags: Vec<u8> = (0..b * t).map(|i| [0, 0, 0, 1, 0, 0, 2, 0, 0, 0, 3][i * 7 % 11] * u8::from(i % 3 == 0)).collect();
+/// Flags, and states of every row.
+pub fn dense_extras(dtype: DType, &[b, t, d]: &[usize; 3], backward: bool) -> Tensors {
+    let flags: Vec<u8> =
+        (0..b * t).map(|i| [0, 0, 0, 1, 0, 0, 2, 0, 0, 0, 3][i * 7 % 11] * u8::from(i % 3 == 0)).collect();
     let mut tensors = Tensors::from([
         ("flags".into(), Tensor::flags(&[b, t], &flags)),
         ("h0".into(), Tensor::floats(DType::F32, &[b, d], &wave(3.0, b * d))),
     ]);
     if backward {
         tensors.insert("dh_final".into(), Tensor::floats(DType::F32, &[b, d], &wave(4.0, b * d)));
+        // The backward pass takes any states: these are the same numbers for both sides, to the last bit.
+        tensors.insert("h".into(), Tensor::floats(dtype, &[b, t, d], &wave(8.0, b * t * d)));
     }
     tensors
 }

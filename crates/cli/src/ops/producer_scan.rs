@@ -3,8 +3,8 @@
 use super::{
     Case, Inputs, Operation, for_dtype,
     gated_scan::{
-        CU_SEQLENS, DETERMINISTIC, DH, DH_FINAL, DH0, FLAGS, H, H_FINAL, H0, Reference, SPLIT, backward, dense_extras,
-        forward,
+        CU_SEQLENS, DETERMINISTIC, DH, DH_FINAL, DH0, FLAGS, H, H_FINAL, H0, Reference, SAVED_H, SPLIT, backward,
+        dense_extras, forward, saved,
     },
     inputs::{AttributeSpec, TensorSpec, required},
     wave,
@@ -21,12 +21,8 @@ const Z: TensorSpec = required("z", "T", "[B,T,D]", "input: b = sigmoid(i) z");
 const R: TensorSpec = required("r", "T", "[B,T,D]", "logit of the recurrence gate");
 const X: TensorSpec = required("x", "T", "[B,T,D]", "input");
 const LAMBDA: TensorSpec = required("lambda", "f32", "[D]", "log a = -8 sigmoid(r) softplus(lambda)");
-const NORMALIZE: AttributeSpec = AttributeSpec {
-    name: "normalize",
-    values: "true|false",
-    default: "false",
-    about: "b times sqrt(1 - a^2 + 1e-6)",
-};
+const NORMALIZE: AttributeSpec =
+    AttributeSpec { name: "normalize", values: "true|false", default: "false", about: "b times sqrt(1 - a^2 + 1e-6)" };
 const UNIT_AT_RESET: AttributeSpec = AttributeSpec {
     name: "unit_at_reset",
     values: "true|false",
@@ -55,7 +51,7 @@ pub static GATED_SSM: Operation = Operation {
 pub static GATED_SSM_BACKWARD: Operation = Operation {
     name: "gated_ssm_scan_backward",
     about: "gradients of gated_ssm_scan",
-    inputs: &[F, I, Z, FLAGS, H0, CU_SEQLENS, DH, DH_FINAL],
+    inputs: &[F, I, Z, FLAGS, H0, CU_SEQLENS, SAVED_H, DH, DH_FINAL],
     attributes: &[SPLIT, NORMALIZE, DETERMINISTIC],
     outputs: &[
         required("df", "T", "[B,T,D]", "adjoint of f"),
@@ -87,7 +83,7 @@ pub static RG_LRU: Operation = Operation {
 pub static RG_LRU_BACKWARD: Operation = Operation {
     name: "rg_lru_scan_backward",
     about: "gradients of rg_lru_scan; the slope of the root is clipped at 1000",
-    inputs: &[R, I, X, LAMBDA, FLAGS, H0, CU_SEQLENS, DH, DH_FINAL],
+    inputs: &[R, I, X, LAMBDA, FLAGS, H0, CU_SEQLENS, SAVED_H, DH, DH_FINAL],
     attributes: &[SPLIT, UNIT_AT_RESET, DETERMINISTIC],
     outputs: &[
         required("dr", "T", "[B,T,D]", "adjoint of r"),
@@ -152,7 +148,7 @@ fn states(inputs: &Inputs, a: &[f64], b: &[f64]) -> Result<BTreeMap<String, Vec<
 /// Adjoints of the gates `a` and `b`, and of the initial states.
 fn gate_gradients(inputs: &Inputs, a: &[f64], b: &[f64]) -> Result<reference::Backward> {
     let options = Reference::new(inputs)?;
-    let h = reference::forward(&options.scan(), a, b).h;
+    let h = saved(inputs, a, b)?;
     let (dh, d_last) = (inputs.tensor("dh")?.to_f64(), inputs.values("dh_final"));
     Ok(reference::backward(&options.scan(), a, &h, &dh, d_last.as_deref()))
 }
@@ -187,7 +183,7 @@ fn cases(dtype: DType, names: [&'static str; 4], attribute: &str, backward: bool
     let n = shape.iter().product();
     let [a, b, x, channel] = names;
     let case = |name: &str, split: usize, extras: bool| {
-        let mut tensors = if extras { dense_extras(&shape, backward) } else { Tensors::new() };
+        let mut tensors = if extras { dense_extras(dtype, &shape, backward) } else { Tensors::new() };
         let logits: Vec<f64> = wave(1.0, n).iter().map(|v| 1.0 + 3.0 * v).collect();
         tensors.insert(a.into(), Tensor::floats(dtype, &shape, &logits));
         tensors.insert(b.into(), Tensor::floats(dtype, &shape, &wave(2.0, n)));
@@ -196,6 +192,7 @@ fn cases(dtype: DType, names: [&'static str; 4], attribute: &str, backward: bool
             tensors.insert(channel.into(), Tensor::floats(DType::F32, &shape[2..], &wave(7.0, shape[2])));
         }
         if backward {
+            tensors.insert("h".into(), Tensor::floats(dtype, &shape, &wave(8.0, n)));
             tensors.insert("dh".into(), Tensor::floats(dtype, &shape, &wave(5.0, n)));
         }
         Case { name: name.into(), tensors, attributes: vec![format!("split={split}"), attribute.into()] }

@@ -22,8 +22,16 @@ use std::collections::BTreeMap;
 pub static RMS_NORM: Operation = Operation {
     name: "rms_norm",
     about: "out = x / sqrt(mean(x^2) + eps) * weight, row by row",
-    inputs: &[required("x", "T", "[R,W]", "rows"), optional("weight", "T", "[W]", "scale of each column, 1 without it")],
-    attributes: &[AttributeSpec { name: "eps", values: "a number", default: "1e-6", about: "added to the mean square" }],
+    inputs: &[
+        required("x", "T", "[R,W]", "rows"),
+        optional("weight", "T", "[W]", "scale of each column, 1 without it"),
+    ],
+    attributes: &[AttributeSpec {
+        name: "eps",
+        values: "a number",
+        default: "1e-6",
+        about: "added to the mean square",
+    }],
     outputs: &[required("out", "T", "[R,W]", ""), required("rstd", "f32", "[R]", "1 / sqrt(mean(x^2) + eps)")],
     run: |session, inputs| for_dtype!(inputs.dtype, run(session, inputs)),
     oracle,

@@ -38,7 +38,9 @@ fn run<T: Element>(session: &Session, inputs: &Inputs) -> Result<Tensors> {
     if let Some(state) = inputs.optional("state")
         && state.shape[1] + 1 != taps
     {
-        return Err(inputs.wrong("state", format!("must have {} tokens, got {}", taps.saturating_sub(1), state.shape[1])));
+        return Err(
+            inputs.wrong("state", format!("must have {} tokens, got {}", taps.saturating_sub(1), state.shape[1]))
+        );
     }
     let upload = |name| inputs.optional(name).map(|t| session.upload(&t.as_elements::<T>())).transpose();
     let (x, weight) = (upload("x")?, upload("weight")?);
@@ -93,7 +95,11 @@ fn cases(dtype: DType) -> Vec<Case> {
                 tensors.insert("flags".into(), Tensor::flags(&[b, t], &flags));
             }
             let activation = if extras { "silu" } else { "none" };
-            Case { name: format!("{b}x{t}x{c} width {w}"), tensors, attributes: vec![format!("activation={activation}")] }
+            Case {
+                name: format!("{b}x{t}x{c} width {w}"),
+                tensors,
+                attributes: vec![format!("activation={activation}")],
+            }
         })
         .into()
 }

@@ -1,0 +1,58 @@
+//! The same bits whatever the order of tiles, how many are resident, and how far they look back.
+
+use super::case::{Case, Data, backward, backward_in, forward, forward_in};
+use lookback_device::{DType, emulator};
+use lookback_scan::{BackwardPlan, Plan, Source, Workspace};
+use lookback_suite::device;
+
+/// Calls `run` under several schedules of the emulator; once on a GPU.
+fn under_schedules(mut run: impl FnMut(&str)) {
+    run("as it comes");
+    if !device::info().emulated {
+        return;
+    }
+    let schedules = [("inorder", "1"), ("reversed", "3"), ("reversed", "64"), ("random:1", "5"), ("random:2", "64")];
+    for (order, residency) in schedules {
+        assert!(emulator::set_option("order", order), "{order}");
+        assert!(emulator::set_option("residency", residency), "{residency}");
+        run(&format!("{order}, {residency} resident"));
+    }
+    assert!(emulator::set_option("order", "inorder"));
+    assert!(emulator::set_option("residency", "auto"));
+}
+
+#[test]
+fn gated_scan__same_bits_under_every_schedule() {
+    for source in [Source::Tensor, Source::Channel { log: true }] {
+        let case = Case { split: 64, flags_every: 150, ..Case::new(source, DType::F32, 1, 128 * 9, 128) };
+        let data = Data::new::<f32>(&case);
+        let first = forward::<f32>(&case, &data);
+        let first_back = backward::<f32>(&case, &data, &first.h);
+        under_schedules(|schedule| {
+            for deterministic in [false, true] {
+                let case = Case { deterministic, ..case.clone() };
+                assert_eq!(forward::<f32>(&case, &data), first, "{source:?}, {schedule}");
+                assert_eq!(backward::<f32>(&case, &data, &first.h), first_back, "{source:?}, {schedule}");
+            }
+        });
+    }
+}
+
+#[test]
+fn gated_scan__one_workspace_serves_many_launches_and_shapes() {
+    let cases = [(300, 64, 64), (700, 6, 2), (300, 65, 0), (1000, 8, 8), (300, 64, 64)]
+        .map(|(t, d, split)| Case { split, ..Case::new(Source::Tensor, DType::F32, 1, t, d) });
+    let plan = |case: &Case| Plan::new(&case.shape(), &case.options(), &device::info()).expect("good");
+    let back = |case: &Case| BackwardPlan::new(&case.shape(), &case.options(), &device::info()).expect("good");
+    let bytes = cases.iter().map(|c| plan(c).workspace_bytes().max(back(c).workspace_bytes())).max().expect("one");
+    let mut workspace = Workspace::new(&device::stream(), bytes).expect("memory");
+    for _ in 0..2 {
+        for case in &cases {
+            let data = Data::new::<f32>(case);
+            let alone = forward::<f32>(case, &data);
+            assert_eq!(forward_in::<f32>(case, &data, &plan(case), &mut workspace), alone, "{}", case.name());
+            let shared = backward_in::<f32>(case, &data, &alone.h, &back(case), &mut workspace);
+            assert_eq!(shared, backward::<f32>(case, &data, &alone.h), "{}", case.name());
+        }
+    }
+}

@@ -1,0 +1,13 @@
+//! The gated scan and its look-back.
+
+mod budgets;
+mod case;
+mod determinism;
+mod edges;
+mod golden;
+mod layout;
+mod limits;
+mod oracle;
+mod poison;
+mod properties;
+mod protocol;
