@@ -93,18 +93,14 @@ pub enum Compared {
     Bf16,
 }
 
-/// One bit per lane: the outcome of the comparison.
+/// One bit per lane: the outcome of the comparison. Whole words until the end, which is what vectorises.
 #[inline(always)]
 fn mask(f: impl Fn(usize) -> bool) -> u32 {
-    let mut flags = [0u8; 32];
+    let mut flags = [0u32; 32];
     for lane in 0..32 {
-        flags[lane] = u8::from(f(lane));
+        flags[lane] = if f(lane) { 1 << lane } else { 0 };
     }
-    let mut bits = 0;
-    for (lane, flag) in flags.iter().enumerate() {
-        bits |= u32::from(*flag) << lane;
-    }
-    bits
+    flags.iter().fold(0, |bits, flag| bits | flag)
 }
 
 #[inline(always)]
