@@ -234,7 +234,7 @@ pub(crate) enum Cold {
     Elect { d: Slot, leader: Pred, members: Slot },
     WarpSync(Slot),
     Barrier(Barrier),
-    Fence { order: Order, scope: Scope },
+    Fence(Scope),
     /// Generic addresses, decided lane by lane
     LoadGeneric(Access),
     StoreGeneric(Access),
@@ -270,7 +270,7 @@ impl Cold {
             | Self::Elect { .. }
             | Self::WarpSync(_)
             | Self::Barrier(_)
-            | Self::Fence { .. }
+            | Self::Fence(_)
             | Self::Commit
             | Self::WaitGroups(_)
             | Self::Mbarrier(_)
@@ -312,7 +312,7 @@ impl fmt::Debug for Cold {
 
 impl Access {
     /// An access of that shape.
-    pub fn new(data: [Slot; 4], element: Element, address: Address, order: Order) -> Self {
-        Self { address: address.slot, wide_address: address.wide, offset: address.offset, data, element, order }
+    pub fn new(data: [Slot; 4], element: Element, address: Address, (order, scope): (Order, Scope)) -> Self {
+        Self { address: address.slot, wide_address: address.wide, offset: address.offset, data, element, order, scope }
     }
 }

@@ -6,14 +6,13 @@ use super::op::{ALWAYS, Address, Ins, NO_PRED, NO_SLOT, Op, Pred, PredOp, Slot};
 use super::slots::{Home, Init, Slots};
 use super::words::Words;
 use crate::exec::address::{PARAM_WINDOW, SHARED_WINDOW};
-use crate::ptx::ast::{AddressBase, Entry, Guard, Instruction, Module, Operand, SpecialRegister, SymbolKind, Type};
+use crate::ptx::ast::{AddressBase, Entry, Guard, Instruction, Operand, SpecialRegister, SymbolKind, Type};
 
 /// Result of decoding one thing.
 pub(crate) type Decoded<T> = Result<T, DecodeError>;
 
 /// Decoding of one kernel in progress.
 pub(crate) struct Decoder<'a> {
-    pub module: &'a Module,
     pub entry: &'a Entry,
     pub globals: &'a [u64],
     pub slots: Slots,
@@ -31,7 +30,6 @@ pub(crate) struct Decoder<'a> {
 impl<'a> Decoder<'a> {
     /// A decoder that has seen nothing yet; `first` is any instruction of the kernel.
     pub fn new(
-        module: &'a Module,
         entry: &'a Entry,
         globals: &'a [u64],
         slots: Slots,
@@ -39,7 +37,6 @@ impl<'a> Decoder<'a> {
         target: Target,
     ) -> Self {
         Self {
-            module,
             entry,
             globals,
             slots,
@@ -280,36 +277,6 @@ impl<'a> Decoder<'a> {
             Operand::Vector(elements) => elements.iter().collect(),
             other => vec![other],
         })
-    }
-
-    /// Exactly `N` sources in braces; a vector of one may do without.
-    pub fn source_vector<const N: usize>(&mut self, index: usize, ty: Type) -> Decoded<[Slot; N]> {
-        let elements = self.vector_of(index, N)?;
-        let mut slots = [NO_SLOT; N];
-        for (slot, operand) in slots.iter_mut().zip(elements) {
-            *slot = self.source_operand(operand, ty)?;
-        }
-        Ok(slots)
-    }
-
-    /// Exactly `N` destinations in braces; a vector of one may do without.
-    pub fn dest_vector<const N: usize>(&mut self, index: usize, ty: Type) -> Decoded<[Slot; N]> {
-        let elements = self.vector_of(index, N)?;
-        let mut slots = [NO_SLOT; N];
-        for (slot, operand) in slots.iter_mut().zip(elements) {
-            *slot = self.dest_operand(operand, ty)?;
-        }
-        Ok(slots)
-    }
-
-    fn vector_of(&self, index: usize, wanted: usize) -> Decoded<Vec<&'a Operand>> {
-        let elements = self.elements(index)?;
-        if elements.len() == wanted {
-            Ok(elements)
-        } else {
-            let found = elements.len();
-            Err(self.error(format!("operand {} must have {wanted} registers, it has {found}", index + 1)))
-        }
     }
 
     /// An integer written in the text.

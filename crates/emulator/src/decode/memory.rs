@@ -10,6 +10,7 @@ use crate::ptx::ast::{AddressBase, Operand, SymbolKind, Type};
 /// Ordering, scope and space words that `ld` and `st` share.
 struct Head {
     order: Order,
+    scope: Scope,
     space: Space,
 }
 
@@ -28,9 +29,11 @@ fn head(d: &Decoder<'_>, words: &mut Words<'_>, store: bool) -> Decoded<Head> {
     } else {
         Order::Weak
     };
-    if matches!(order, Order::Relaxed | Order::Acquire | Order::Release) && words.scope()?.is_none() {
-        return Err(words.error("a scope (.cta, .gpu or .sys) is missing"));
-    }
+    let scope = if matches!(order, Order::Relaxed | Order::Acquire | Order::Release) {
+        words.scope()?.ok_or_else(|| words.error("a scope (.cta, .gpu or .sys) is missing"))?
+    } else {
+        Scope::System
+    };
     let space = match words.peek() {
         Some("global") => Some(Space::Global),
         Some("shared" | "shared::cta") => Some(Space::Shared),
@@ -46,7 +49,7 @@ fn head(d: &Decoder<'_>, words: &mut Words<'_>, store: bool) -> Decoded<Head> {
     if order == Order::Volatile && space == Some(Space::Param) {
         return Err(d.error("parameters cannot be volatile"));
     }
-    Ok(Head { order, space: space.unwrap_or(Space::Generic) })
+    Ok(Head { order, scope, space: space.unwrap_or(Space::Generic) })
 }
 
 /// Cache operators, eviction priorities and prefetch sizes: they change no value. True when a policy operand follows.
@@ -80,7 +83,7 @@ fn shape(d: &Decoder<'_>, ty: Type, count: u8, wide: bool) -> Decoded<Element> {
 /// `ld`
 pub(super) fn load(d: &mut Decoder<'_>) -> Decoded<()> {
     let mut words = d.words();
-    let Head { mut order, space } = head(d, &mut words, false)?;
+    let Head { mut order, scope, space } = head(d, &mut words, false)?;
     if words.take("nc") {
         if order != Order::Weak || space != Space::Global {
             return Err(words.error(".nc is for weak loads of global memory"));
@@ -119,17 +122,17 @@ pub(super) fn load(d: &mut Decoder<'_>) -> Decoded<()> {
         Space::Param => load_param(d, data, element),
         Space::Shared => {
             let address = d.address(1, true)?;
-            d.emit(Op::LoadShared(Access::new(data, element, address, order)));
+            d.emit(Op::LoadShared(Access::new(data, element, address, (order, scope))));
             Ok(())
         }
         Space::Global => {
             let address = d.address(1, false)?;
-            d.emit(Op::LoadGlobal(Access::new(data, element, address, order)));
+            d.emit(Op::LoadGlobal(Access::new(data, element, address, (order, scope))));
             Ok(())
         }
         Space::Generic => {
             let address = d.address(1, false)?;
-            d.emit_cold(Cold::LoadGeneric(Access::new(data, element, address, order)))
+            d.emit_cold(Cold::LoadGeneric(Access::new(data, element, address, (order, scope))))
         }
     }
 }
@@ -141,7 +144,7 @@ fn load_param(d: &mut Decoder<'_>, data: [Slot; 4], element: Element) -> Decoded
     };
     let AddressBase::Symbol { kind: SymbolKind::Param, index } = base else {
         let address = d.address(1, false)?;
-        return d.emit_cold(Cold::LoadParam(Access::new(data, element, address, Order::Weak)));
+        return d.emit_cold(Cold::LoadParam(Access::new(data, element, address, (Order::Weak, Scope::Cta))));
     };
     let param = d.entry.params.get(*index as usize).ok_or_else(|| d.error("no such parameter"))?;
     let end = i64::from(element.total()).checked_add(*offset);
@@ -166,7 +169,7 @@ fn load_param(d: &mut Decoder<'_>, data: [Slot; 4], element: Element) -> Decoded
 /// `st`
 pub(super) fn store(d: &mut Decoder<'_>) -> Decoded<()> {
     let mut words = d.words();
-    let Head { order, space } = head(d, &mut words, true)?;
+    let Head { order, scope, space } = head(d, &mut words, true)?;
     let policy = hints(&mut words, &["wb", "cg", "cs", "wt"]);
     let count = vector(&mut words);
     let ty = words.ty()?;
@@ -200,7 +203,7 @@ pub(super) fn store(d: &mut Decoder<'_>) -> Decoded<()> {
             }
         }
     }
-    let access = Access::new(data, element, address, order);
+    let access = Access::new(data, element, address, (order, scope));
     match space {
         Space::Shared => d.emit(Op::StoreShared(access)),
         Space::Global => d.emit(Op::StoreGlobal(access)),
@@ -283,20 +286,16 @@ pub(super) fn fence(d: &mut Decoder<'_>) -> Decoded<()> {
         d.emit(Op::Nop);
         return Ok(());
     }
-    let (order, scope) = if d.ins.opcode == "membar" {
-        let scope = words.any(&["cta", "gl", "sys"]).ok_or_else(|| words.error("a level is missing"))?;
-        (Order::SequentiallyConsistent, [Scope::Cta, Scope::Gpu, Scope::System][scope])
+    let scope = if d.ins.opcode == "membar" {
+        let level = words.any(&["cta", "gl", "sys"]).ok_or_else(|| words.error("a level is missing"))?;
+        [Scope::Cta, Scope::Gpu, Scope::System][level]
     } else {
-        let order = match words.any(&["sc", "acq_rel", "acquire", "release"]) {
-            Some(0) => Order::SequentiallyConsistent,
-            Some(1) | None => Order::AcquireRelease,
-            Some(2) => Order::Acquire,
-            Some(_) => Order::Release,
-        };
-        (order, words.scope()?.ok_or_else(|| words.error("a scope is missing"))?)
+        // One-sided fences are treated as the fence of both sides, which is what hardware executes.
+        words.any(&["sc", "acq_rel", "acquire", "release"]);
+        words.scope()?.ok_or_else(|| words.error("a scope is missing"))?
     };
     words.finish()?;
-    d.emit_cold(Cold::Fence { order, scope })
+    d.emit_cold(Cold::Fence(scope))
 }
 
 /// `atom` and `red`

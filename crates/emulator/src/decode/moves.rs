@@ -2,8 +2,7 @@
 
 use super::cold::{Clock, Cold};
 use super::context::{Decoded, Decoder};
-use super::op::{Op, Pred, PredOp, R2, R3, Slot};
-use super::slots::Init;
+use super::op::{Op, Pred, PredOp, R3, Slot};
 use crate::ptx::ast::{Operand, SpecialRegister, Type};
 
 /// Type of each part when a value of `ty` is taken apart into `count`.
@@ -86,11 +85,4 @@ pub(super) fn read_clock(d: &mut Decoder<'_>, ty: Type, special: SpecialRegister
     d.reads_clock = true;
     let to = d.dest(0, ty)?;
     d.emit_cold(Cold::Clock { d: to, clock })
-}
-
-/// `mov` of 32 bits of zero, for instructions whose result is meaningless here.
-pub(super) fn zero(d: &mut Decoder<'_>, to: Slot) -> Decoded<()> {
-    let a = d.constant(Init::Word(0))?;
-    d.emit(Op::Mov32(R2 { d: to, a }));
-    Ok(())
 }

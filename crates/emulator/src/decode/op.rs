@@ -107,8 +107,6 @@ pub(crate) enum Order {
     Acquire,
     Release,
     AcquireRelease,
-    /// `fence.sc`
-    SequentiallyConsistent,
 }
 
 impl Order {
@@ -151,6 +149,7 @@ pub(crate) struct Access {
     /// Meaningful for shared memory only: every other address is 64 bits wide.
     pub wide_address: bool,
     pub order: Order,
+    pub scope: Scope,
     pub offset: i32,
     pub data: [Slot; 4],
     pub element: Element,

@@ -160,7 +160,7 @@ pub(super) fn build(module: &Module, entry: &Entry, globals: &[u64]) -> Result<P
         operands: Vec::new(),
         line: entry.line,
     };
-    let mut d = Decoder::new(module, entry, globals, slots, &none, target);
+    let mut d = Decoder::new(entry, globals, slots, &none, target);
     let mut starts = Vec::with_capacity(entry.body.len() + 1);
     for ins in &entry.body {
         starts.push(d.code.len() as u32);

@@ -3,7 +3,7 @@
 use super::cold::{Barrier, BarrierKind, Cold, Reduction, Shuffle, ShuffleMode, Vote};
 use super::context::{Decoded, Decoder};
 use super::op::{NO_PRED, Op};
-use crate::ptx::ast::Type;
+use crate::ptx::ast::{Operand, Type};
 
 /// `shfl.sync`
 pub(super) fn shuffle(d: &mut Decoder<'_>) -> Decoded<()> {
@@ -149,16 +149,15 @@ pub(super) fn barrier(d: &mut Decoder<'_>) -> Decoded<()> {
         None => {}
     }
     words.finish()?;
-    let (first, last) = match mode {
-        0 => (0, 2),
-        1 => (0, 2),
-        _ => (1, 4),
-    };
+    let first = if mode == 2 { 1 } else { 0 };
     let count = d.ins.operands.len();
     match mode {
         0 => d.arity_between(1, 2)?,
         1 => d.arity(2)?,
-        _ => d.arity_between(3, last)?,
+        _ => d.arity_between(3, 4)?,
+    }
+    if matches!(d.operand(first)?, Operand::Immediate(id) if !(0..16).contains(id)) {
+        return Err(words.error("there are 16 barriers, 0 to 15"));
     }
     let id = d.source(first, Type::U32)?;
     let has_threads = match mode {

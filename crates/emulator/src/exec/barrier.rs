@@ -109,8 +109,8 @@ impl Barriers {
     }
 }
 
-/// `bar` and `barrier`: the whole warp is here.
-pub(super) fn execute(
+/// `bar`, and `barrier` with `.aligned`: the whole warp is here.
+pub(super) fn aligned(
     m: &mut Machine<'_>,
     block: &mut Block,
     warp: &mut Warp,
@@ -118,6 +118,52 @@ pub(super) fn execute(
     mask: u32,
     pc: u32,
 ) -> Result<Flow, Faulted> {
+    if execute(m, block, warp, barrier, mask, pc)? {
+        return Ok(Flow::Next);
+    }
+    warp.groups.push(Group::at(pc + 1, mask));
+    Ok(Flow::Stop(Stop::Blocked))
+}
+
+/// `barrier` without `.aligned`: a diverged warp arrives when all its lanes have come, from whichever instruction.
+pub(super) fn unaligned(
+    m: &mut Machine<'_>,
+    block: &mut Block,
+    warp: &mut Warp,
+    barrier: &Barrier,
+    mask: u32,
+    act: u32,
+    pc: u32,
+) -> Result<Flow, Faulted> {
+    if mask == 0 {
+        return Ok(Flow::Next);
+    }
+    if mask == warp.live {
+        return aligned(m, block, warp, barrier, mask, pc);
+    }
+    if barrier.kind != BarrierKind::Sync {
+        return Ok(super::collective::wait(m, warp, mask, act, pc, false));
+    }
+    m.require(block, warp, barrier.id, mask, pc)?;
+    let id = warp.row(barrier.id)[mask.trailing_zeros() as usize & 31];
+    if act & !mask != 0 {
+        warp.groups.push(Group::at(pc + 1, act & !mask));
+    }
+    if !warp.gather(pc, mask, id) || execute(m, block, warp, barrier, mask, pc)? {
+        return Ok(Flow::Regroup);
+    }
+    Ok(Flow::Stop(Stop::Blocked))
+}
+
+/// A warp arrives. True when it need not wait.
+fn execute(
+    m: &mut Machine<'_>,
+    block: &mut Block,
+    warp: &mut Warp,
+    barrier: &Barrier,
+    mask: u32,
+    pc: u32,
+) -> Result<bool, Faulted> {
     m.require(block, warp, barrier.id, mask, pc)?;
     let lead = mask.trailing_zeros() as usize & 31;
     let id = warp.row(barrier.id)[lead];
@@ -182,16 +228,15 @@ pub(super) fn execute(
         sanitizer.barrier_complete(block.index, id, waiters);
     }
     if !waits {
-        return Ok(Flow::Next);
+        return Ok(true);
     }
     warp.pending = Some(Pending { kind: barrier.kind, mask });
     if block.barriers.take_release(warp.index) {
         finish(block, warp);
-        return Ok(Flow::Next);
+        return Ok(true);
     }
-    warp.groups.push(Group::at(pc + 1, mask));
     warp.state = State::Barrier { id, pc };
-    Ok(Flow::Stop(Stop::Blocked))
+    Ok(false)
 }
 
 /// Write the result of the barrier that let this warp go.

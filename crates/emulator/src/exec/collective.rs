@@ -28,6 +28,7 @@ pub(super) fn meet(
     warp: &Warp,
     members: Slot,
     mask: u32,
+    act: u32,
     pc: u32,
 ) -> Result<Meeting, Faulted> {
     m.require(block, warp, members, mask, pc)?;
@@ -47,6 +48,19 @@ pub(super) fn meet(
             let lane = (same & !want).trailing_zeros();
             let message = format!("lane {lane} executes it but is not in its own member mask {want:#010x}");
             return Err(m.fault(FaultKind::IllegalInstruction, block, warp.index, Some(lane), pc, message));
+        }
+        let astray = want & mask & !same;
+        if astray != 0 {
+            let message = format!(
+                "lane {lead} names lanes {want:#010x}, of which {astray:#010x} execute it with another member mask"
+            );
+            return Err(m.fault(FaultKind::IllegalInstruction, block, warp.index, Some(lead), pc, message));
+        }
+        let skipping = want & act & !mask;
+        if skipping != 0 {
+            let message =
+                format!("lanes {skipping:#010x} are in the member mask {want:#010x} but their guard is false here");
+            return Err(m.fault(FaultKind::Divergence, block, warp.index, Some(lead), pc, message));
         }
         if want & warp.live & !same == 0 {
             meeting.sets[meeting.count] = same;
@@ -98,7 +112,7 @@ pub(super) fn shuffle(
     act: u32,
     pc: u32,
 ) -> Result<Flow, Faulted> {
-    let meeting = meet(m, block, warp, op.members, mask, pc)?;
+    let meeting = meet(m, block, warp, op.members, mask, act, pc)?;
     for &set in meeting.sets() {
         for slot in [op.a, op.b, op.c] {
             m.require(block, warp, slot, set, pc)?;
@@ -167,7 +181,7 @@ pub(super) fn vote(
     act: u32,
     pc: u32,
 ) -> Result<Flow, Faulted> {
-    let meeting = meet(m, block, warp, members, mask, pc)?;
+    let meeting = meet(m, block, warp, members, mask, act, pc)?;
     for &set in meeting.sets() {
         m.require_predicate(block, warp, source, set, pc)?;
         let ballot = warp.predicate(source) & set;
@@ -203,7 +217,7 @@ pub(super) fn matching(
     act: u32,
     pc: u32,
 ) -> Result<Flow, Faulted> {
-    let meeting = meet(m, block, warp, op.members, mask, pc)?;
+    let meeting = meet(m, block, warp, op.members, mask, act, pc)?;
     for &set in meeting.sets() {
         m.require(block, warp, op.a, set, pc)?;
         let value = |lane: usize| if op.wide { warp.wide(op.a)[lane] } else { warp.row(op.a)[lane].into() };
@@ -237,7 +251,7 @@ pub(super) fn redux(
     act: u32,
     pc: u32,
 ) -> Result<Flow, Faulted> {
-    let meeting = meet(m, block, warp, members, mask, pc)?;
+    let meeting = meet(m, block, warp, members, mask, act, pc)?;
     for &set in meeting.sets() {
         m.require(block, warp, a, set, pc)?;
         let row = warp.row(a);
@@ -270,7 +284,7 @@ pub(super) fn elect(
     act: u32,
     pc: u32,
 ) -> Result<Flow, Faulted> {
-    let meeting = meet(m, block, warp, members, mask, pc)?;
+    let meeting = meet(m, block, warp, members, mask, act, pc)?;
     for &set in meeting.sets() {
         let lead = set.trailing_zeros();
         warp.put(d, &[lead; 32], set);
@@ -290,7 +304,7 @@ pub(super) fn warp_sync(
     act: u32,
     pc: u32,
 ) -> Result<Flow, Faulted> {
-    let meeting = meet(m, block, warp, members, mask, pc)?;
+    let meeting = meet(m, block, warp, members, mask, act, pc)?;
     let agent = m.agent(block, warp.index);
     if let Some(sanitizer) = &mut m.sanitizer {
         for &set in meeting.sets() {

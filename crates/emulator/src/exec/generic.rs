@@ -1,6 +1,6 @@
 //! Loads and stores through generic addresses, and loads of parameters at run-time offsets.
 
-use super::address::{Generic, PARAM_WINDOW, SHARED_WINDOW, classify};
+use super::address::{Generic, PARAM_WINDOW, classify};
 use super::global::{self, addresses, read_one};
 use super::machine::{Block, Faulted, Machine};
 use super::shared;
@@ -22,12 +22,12 @@ fn sort(all: &[u64; 32], mask: u32) -> [u32; 3] {
     lanes
 }
 
-/// The same access with the window taken off its address.
-fn narrowed(access: &Access, window: u64) -> Access {
-    // Windows end in 32 zero bits, so the low word of the address is the address inside; `wide_address` makes the shared
-    // path take just that.
-    debug_assert_eq!(window as u32, 0);
-    Access { wide_address: true, ..*access }
+/// The addresses inside the shared window, for the lanes that have one.
+fn inside(all: &[u64; 32]) -> [u32; 32] {
+    std::array::from_fn(|lane| match classify(all[lane]) {
+        Generic::Shared(address) => address,
+        _ => 0,
+    })
 }
 
 /// `ld`
@@ -40,20 +40,26 @@ pub(super) fn load(
     pc: u32,
 ) -> Result<(), Faulted> {
     m.require(block, warp, access.address, mask, pc)?;
-    let [in_global, in_shared, in_params] = sort(&addresses(warp, access.address()), mask);
-    // A destination may be the address register, so the parts must not see each other's results: lanes are disjoint, and
-    // each part writes its own lanes only.
-    if m.checked() {
-        global::load::<true>(m, block, warp, access, in_global, pc)?;
-        shared::load::<true>(m, block, warp, &narrowed(access, SHARED_WINDOW), in_shared, pc)?;
-    } else {
-        global::load::<false>(m, block, warp, access, in_global, pc)?;
-        shared::load::<false>(m, block, warp, &narrowed(access, SHARED_WINDOW), in_shared, pc)?;
-    }
+    let all = addresses(warp, access.address());
+    let [in_global, in_shared, in_params] = sort(&all, mask);
+    // A destination may be the address register: lanes are disjoint, and each part writes its own lanes only.
     if in_params != 0 {
-        params(m, block, warp, access, PARAM_WINDOW, in_params, pc)?;
+        params(m, block, warp, access, &all, PARAM_WINDOW, in_params, pc)?;
     }
-    Ok(())
+    let checked = m.checked();
+    if in_shared != 0 {
+        let inside = inside(&all);
+        if checked {
+            shared::load_at::<true>(m, block, warp, access, &inside, in_shared, pc)?;
+        } else {
+            shared::load_at::<false>(m, block, warp, access, &inside, in_shared, pc)?;
+        }
+    }
+    if checked {
+        global::load::<true>(m, block, warp, access, in_global, pc)
+    } else {
+        global::load::<false>(m, block, warp, access, in_global, pc)
+    }
 }
 
 /// `st`
@@ -66,18 +72,29 @@ pub(super) fn store(
     pc: u32,
 ) -> Result<(), Faulted> {
     m.require(block, warp, access.address, mask, pc)?;
-    let [in_global, in_shared, in_params] = sort(&addresses(warp, access.address()), mask);
+    let all = addresses(warp, access.address());
+    let [in_global, in_shared, in_params] = sort(&all, mask);
+    for &slot in &access.data[..usize::from(access.element.count)] {
+        m.require(block, warp, slot, mask, pc)?;
+    }
     if in_params != 0 {
         let message = "store to the parameters".to_owned();
         let lane = Some(in_params.trailing_zeros());
         return Err(m.fault(FaultKind::IllegalAddress, block, warp.index, lane, pc, message));
     }
-    if m.checked() {
-        global::store::<true>(m, block, warp, access, in_global, pc)?;
-        shared::store::<true>(m, block, warp, &narrowed(access, SHARED_WINDOW), in_shared, pc)
+    let checked = m.checked();
+    if in_shared != 0 {
+        let inside = inside(&all);
+        if checked {
+            shared::store_at::<true>(m, block, warp, access, &inside, in_shared, pc)?;
+        } else {
+            shared::store_at::<false>(m, block, warp, access, &inside, in_shared, pc)?;
+        }
+    }
+    if checked {
+        global::store::<true>(m, block, warp, access, in_global, pc)
     } else {
-        global::store::<false>(m, block, warp, access, in_global, pc)?;
-        shared::store::<false>(m, block, warp, &narrowed(access, SHARED_WINDOW), in_shared, pc)
+        global::store::<false>(m, block, warp, access, in_global, pc)
     }
 }
 
@@ -91,19 +108,21 @@ pub(super) fn load_param(
     pc: u32,
 ) -> Result<(), Faulted> {
     m.require(block, warp, access.address, mask, pc)?;
-    params(m, block, warp, access, 0, mask, pc)
+    let all = addresses(warp, access.address());
+    params(m, block, warp, access, &all, 0, mask, pc)
 }
 
+#[expect(clippy::too_many_arguments, reason = "one call per access, and a struct would only rename the arguments")]
 fn params(
     m: &Machine<'_>,
     block: &Block,
     warp: &mut Warp,
     access: &Access,
+    all: &[u64; 32],
     window: u64,
     mask: u32,
     pc: u32,
 ) -> Result<(), Faulted> {
-    let all = addresses(warp, access.address());
     let bytes = access.element.total();
     for lane in (0..32).filter(|lane| mask >> lane & 1 == 1) {
         let offset = all[lane].wrapping_sub(window);

@@ -88,13 +88,13 @@ fn far(
     let mut all = Box::new([std::ptr::null_mut(); 32]);
     for lane in (0..32).filter(|lane| mask >> lane & 1 == 1) {
         let address = addresses[lane];
+        if address & u64::from(bytes - 1) != 0 {
+            return Err(m.misaligned(block, warp, lane as u32, pc, address, bytes));
+        }
         all[lane] = m
             .view
             .resolve(address, u64::from(bytes))
             .map_err(|fault| m.bad_address(block, warp, lane as u32, pc, fault))?;
-        if address & u64::from(bytes - 1) != 0 {
-            return Err(m.misaligned(block, warp, lane as u32, pc, address, bytes));
-        }
     }
     Ok(Places::Far(all))
 }
@@ -106,7 +106,7 @@ pub(super) fn ordering(order: Order) -> Ordering {
         Order::Volatile | Order::Relaxed => Ordering::Relaxed,
         Order::Acquire => Ordering::Acquire,
         Order::Release => Ordering::Release,
-        Order::AcquireRelease | Order::SequentiallyConsistent => Ordering::AcquireRelease,
+        Order::AcquireRelease => Ordering::AcquireRelease,
     }
 }
 
@@ -141,7 +141,7 @@ pub(super) fn note<const CHECKED: bool>(
             bytes,
             kind,
             order: ordering(access.order),
-            scope: Observers::Gpu,
+            scope: observers(access.scope),
             line: m.line(pc),
         };
         let (values, rows) = if kind == Kind::Store { words(warp, access) } else { ([[0; 32]; 4], 0) };

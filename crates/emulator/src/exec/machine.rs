@@ -10,6 +10,7 @@ use crate::launch::{Fault, FaultKind, LaunchConfig, Options};
 use crate::memory::{AddressFault, MemoryView};
 
 use super::warp::Warp;
+use std::collections::BTreeSet;
 
 /// A fault on its way up. Boxed, because results that carry it are everywhere and nearly always `Ok`.
 pub(crate) type Faulted = Box<Fault>;
@@ -49,8 +50,6 @@ pub(crate) struct Machine<'l> {
     pub version: u64,
     /// Instructions so far, at the last branch or stop.
     pub clock: u64,
-    /// Every memory request goes to the recorder as a whole.
-    pub full_counting: bool,
 }
 
 /// What the warps of one CTA share.
@@ -60,6 +59,8 @@ pub(crate) struct Block {
     pub id: [u32; 3],
     pub shared: Vec<u8>,
     pub barriers: Barriers,
+    /// Addresses of the mbarriers that are alive.
+    pub mbarriers: BTreeSet<u32>,
 }
 
 impl Block {

@@ -83,8 +83,9 @@ pub(super) fn execute(
             return test(m, block, warp, op, done, &at, |lane| u64::from(parities[lane] & 1), mask, pc);
         }
         MbarrierOp::CopyArrive { increment } => {
-            for lane in (0..32).filter(|lane| increment && mask >> lane & 1 == 1) {
-                change(m, block, warp, at[lane], pc, |object| object.pending += 1)?;
+            for lane in (0..32).filter(|lane| mask >> lane & 1 == 1) {
+                // Also with nothing to add: the object must be alive now, not only when the copies land.
+                change(m, block, warp, at[lane], pc, |object| object.pending += u64::from(increment))?;
             }
             warp.copies.arrivals.push(Arrival { addresses: at, mask, pc });
             if m.options.async_copies == AsyncCopies::Eager {
@@ -135,9 +136,13 @@ fn one(
                 return Err(m.fault(FaultKind::BarrierMisuse, block, warp.index, Some(lane as u32), pc, message));
             }
             save(block, address, Object { expected, pending: expected, bytes: 0, parity: 0 }.pack());
+            block.mbarriers.insert(address);
             reset(m, block, address);
         }
         MbarrierOp::Invalidate => {
+            if !block.mbarriers.remove(&address) {
+                return Err(dead(m, block, warp, address, lane as u32, pc));
+            }
             save(block, address, 0);
             reset(m, block, address);
         }
@@ -205,6 +210,13 @@ fn reset(m: &mut Machine<'_>, block: &Block, address: u32) {
     }
 }
 
+/// The object was never initialised, or is no more.
+#[cold]
+fn dead(m: &Machine<'_>, block: &Block, warp: &Warp, address: u32, lane: u32, pc: u32) -> Faulted {
+    let message = format!("there is no initialised mbarrier at {address:#x}");
+    m.fault(FaultKind::BarrierMisuse, block, warp.index, Some(lane), pc, message)
+}
+
 /// Change an object that must be alive, and complete its phase if that was the last thing missing.
 fn change(
     m: &mut Machine<'_>,
@@ -214,11 +226,10 @@ fn change(
     pc: u32,
     edit: impl FnOnce(&mut Object),
 ) -> Result<(), Faulted> {
-    let mut object = Object::unpack(load(block, address));
-    if object.expected == 0 && object.pending == 0 {
-        let message = format!("the mbarrier at {address:#x} is not initialised");
-        return Err(m.fault(FaultKind::BarrierMisuse, block, warp.index, None, pc, message));
+    if !block.mbarriers.contains(&address) {
+        return Err(dead(m, block, warp, address, 0, pc));
     }
+    let mut object = Object::unpack(load(block, address));
     edit(&mut object);
     if object.bytes.abs() >= BYTES || object.pending > COUNT {
         let message = format!("the counts of the mbarrier at {address:#x} leave their range");
@@ -248,11 +259,10 @@ fn test(
 ) -> Result<bool, Faulted> {
     let mut passed = 0u32;
     for lane in (0..32).filter(|lane| mask >> lane & 1 == 1) {
-        let object = Object::unpack(load(block, at[lane]));
-        if object.expected == 0 && object.pending == 0 {
-            let message = format!("the mbarrier at {:#x} is not initialised", at[lane]);
-            return Err(m.fault(FaultKind::BarrierMisuse, block, warp.index, Some(lane as u32), pc, message));
+        if !block.mbarriers.contains(&at[lane]) {
+            return Err(dead(m, block, warp, at[lane], lane as u32, pc));
         }
+        let object = Object::unpack(load(block, at[lane]));
         passed |= u32::from(object.parity != parity(lane)) << lane;
     }
     warp.put_predicate(done, passed, mask);
@@ -284,8 +294,11 @@ fn save(block: &mut Block, address: u32, bits: u64) {
     }
 }
 
-/// What an mbarrier waits for, for reports.
-pub(crate) fn describe(block: &Block, address: u32) -> String {
-    let Object { expected, pending, bytes, parity } = Object::unpack(load(block, address));
-    format!("mbarrier {address:#x}: parity {parity}, {pending} of {expected} arrivals and {bytes} bytes missing")
+/// What the mbarriers of a CTA wait for, for reports.
+pub(crate) fn describe(block: &Block) -> Vec<String> {
+    let one = |address: &u32| {
+        let Object { expected, pending, bytes, parity } = Object::unpack(load(block, *address));
+        format!("mbarrier {address:#x}: parity {parity}, {pending} of {expected} arrivals and {bytes} bytes missing")
+    };
+    block.mbarriers.iter().map(one).collect()
 }

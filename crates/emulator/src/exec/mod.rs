@@ -13,7 +13,7 @@ mod elementwise;
 mod generic;
 mod global;
 pub(crate) mod machine;
-mod mbarrier;
+pub(crate) mod mbarrier;
 pub(crate) mod random;
 mod rare;
 pub(crate) mod run;

@@ -59,19 +59,12 @@ pub(super) fn execute(
             if let Some(flow) = align(m, block, warp, mask, act, pc, false)? {
                 return Ok(flow);
             }
-            return barrier::execute(m, block, warp, op, mask, pc);
+            return barrier::aligned(m, block, warp, op, mask, pc);
         }
         Cold::Barrier(op) => {
-            if mask == 0 {
-                return Ok(Flow::Next);
-            }
-            // Lanes come one group at a time; the warp arrives when all of it is here.
-            if mask != warp.live {
-                return Ok(collective::wait(m, warp, mask, act, pc, false));
-            }
-            return barrier::execute(m, block, warp, op, mask, pc);
+            return barrier::unaligned(m, block, warp, op, mask, act, pc);
         }
-        Cold::Fence { scope, .. } => {
+        Cold::Fence(scope) => {
             std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
             let agent = m.agent(block, warp.index);
             let observers = if *scope == Scope::Cta { Observers::Cta } else { Observers::Gpu };

@@ -14,6 +14,9 @@ use crate::numerics::compare::{Compared, Comparison, integers, lanes as compare_
 use crate::numerics::integer::Permute;
 use crate::numerics::{Lanes, convert, dispatched, float, half, integer, map1, map2, map3};
 
+/// Turns of fewer instructions than this are kept to the instruction.
+const SHORT: u32 = 1024;
+
 /// Run a warp that is ready until its turn ends.
 pub(crate) fn turn(m: &mut Machine<'_>, block: &mut Block, warp: &mut Warp) -> Stop {
     #[cfg(target_arch = "x86_64")]
@@ -131,6 +134,8 @@ fn body<const CHECKED: bool>(m: &mut Machine<'_>, block: &mut Block, warp: &mut 
     let mut file = File::of(warp);
     let mut budget = i64::from(m.options.quantum.max(1));
     let before = budget;
+    // Turns end at backward branches; short ones, which are there to interleave, end anywhere.
+    let reach = if m.options.quantum < SHORT { m.options.quantum.max(1) } else { u32::MAX };
 
     if let State::Barrier { .. } = warp.state {
         barrier::finish(block, warp);
@@ -139,7 +144,7 @@ fn body<const CHECKED: bool>(m: &mut Machine<'_>, block: &mut Block, warp: &mut 
     let Some(pick) = warp.pick() else {
         return stuck(m, block, warp);
     };
-    let (mut pc, mut act, mut bound) = (pick.pc, pick.mask, pick.bound);
+    let (mut pc, mut act, mut bound) = (pick.pc, pick.mask, pick.bound.min(pick.pc.saturating_add(reach)));
     // First instruction since the budget was last charged.
     let mut start = pc;
 
@@ -156,7 +161,7 @@ fn body<const CHECKED: bool>(m: &mut Machine<'_>, block: &mut Block, warp: &mut 
                 start = pc;
                 leave!(stuck(m, block, warp));
             };
-            (pc, act, bound) = (pick.pc, pick.mask, pick.bound);
+            (pc, act, bound) = (pick.pc, pick.mask, pick.bound.min(pick.pc.saturating_add(reach)));
             start = pc;
             if budget <= 0 {
                 warp.groups.push(Group::at(pc, act));
@@ -529,6 +534,10 @@ fn body<const CHECKED: bool>(m: &mut Machine<'_>, block: &mut Block, warp: &mut 
                         }
                         if budget <= 0 {
                             warp.groups.push(Group::at(pc, act));
+                            if !m.program.reads_clock && reach == u32::MAX && warp.goes_round(m.version) {
+                                warp.polled_at = from;
+                                leave!(Stop::Spin);
+                            }
                             leave!(Stop::Quantum);
                         }
                         if warp.impatient() {

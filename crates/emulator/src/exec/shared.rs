@@ -7,13 +7,20 @@ use crate::check::{Kind, Request};
 use crate::counters::Direction;
 use crate::decode::op::{Access, Address};
 
+/// An address that is outside every CTA's shared memory, and aligned for every access.
+const OUTSIDE: u32 = 0xFFFF_FFF0;
+
 /// Addresses of every lane, offset included.
 #[inline(always)]
 pub(crate) fn addresses(warp: &Warp, address: Address) -> [u32; 32] {
     let offset = address.offset as u32;
     if address.wide {
         let wide = warp.wide(address.slot);
-        return std::array::from_fn(|lane| (wide[lane] as u32).wrapping_add(offset));
+        return std::array::from_fn(|lane| {
+            let address = wide[lane].wrapping_add(address.offset as i64 as u64);
+            // What does not fit 32 bits, a generic address for one, points to no shared memory.
+            u32::try_from(address).unwrap_or(OUTSIDE)
+        });
     }
     let mut all = *warp.row(address.slot);
     for lane in &mut all {
@@ -67,11 +74,11 @@ fn blame(
 ) -> Faulted {
     for lane in (0..32).filter(|lane| mask >> lane & 1 == 1) {
         let address = addresses[lane as usize];
-        if block.shared_offset(address, bytes).is_none() {
-            return m.bad_shared(block, warp, lane, pc, address, bytes);
-        }
         if address & (bytes - 1) != 0 {
             return m.misaligned(block, warp, lane, pc, address.into(), bytes);
+        }
+        if block.shared_offset(address, bytes).is_none() {
+            return m.bad_shared(block, warp, lane, pc, address, bytes);
         }
     }
     m.bad_shared(block, warp, 0, pc, addresses[0], bytes)
@@ -111,20 +118,34 @@ pub(super) fn load<const CHECKED: bool>(
     }
     require::<CHECKED>(m, block, warp, access, false, mask, pc)?;
     let addresses = addresses(warp, access.address());
+    load_at::<CHECKED>(m, block, warp, access, &addresses, mask, pc)
+}
+
+/// A load from these addresses.
+#[inline(always)]
+pub(super) fn load_at<const CHECKED: bool>(
+    m: &mut Machine<'_>,
+    block: &Block,
+    warp: &mut Warp,
+    access: &Access,
+    addresses: &[u32; 32],
+    mask: u32,
+    pc: u32,
+) -> Result<(), Faulted> {
     let bytes = access.element.total();
-    check(m, block, warp.index, &addresses, bytes, mask, pc)?;
+    check(m, block, warp.index, addresses, bytes, mask, pc)?;
     if access.order.polls() {
         warp.polled = true;
         warp.polled_at = pc;
     }
-    m.recorder.shared_request(Direction::Load, mask, &addresses, bytes);
+    m.recorder.shared_request(Direction::Load, mask, addresses, bytes);
     if CHECKED {
         let request = request(m, block, warp, access, mask, Kind::Load, pc);
-        note(m, block, warp.index, &request, &addresses, &[], pc)?;
+        note(m, block, warp.index, &request, addresses, &[], pc)?;
     }
     let base = block.shared.as_ptr();
     let place = |lane: usize| base.wrapping_add(addresses[lane].wrapping_sub(super::address::SHARED_BASE) as usize);
-    if mask == u32::MAX && contiguous(&addresses, bytes) {
+    if mask == u32::MAX && contiguous(addresses, bytes) {
         // SAFETY: `check` found lane 0 and lane 31 inside, and the lanes are side by side.
         unsafe { read_dense(warp, access, place(0)) };
     } else {
@@ -149,19 +170,33 @@ pub(super) fn store<const CHECKED: bool>(
     }
     require::<CHECKED>(m, block, warp, access, true, mask, pc)?;
     let addresses = addresses(warp, access.address());
+    store_at::<CHECKED>(m, block, warp, access, &addresses, mask, pc)
+}
+
+/// A store to these addresses.
+#[inline(always)]
+pub(super) fn store_at<const CHECKED: bool>(
+    m: &mut Machine<'_>,
+    block: &mut Block,
+    warp: &mut Warp,
+    access: &Access,
+    addresses: &[u32; 32],
+    mask: u32,
+    pc: u32,
+) -> Result<(), Faulted> {
     let bytes = access.element.total();
-    check(m, block, warp.index, &addresses, bytes, mask, pc)?;
-    m.recorder.shared_request(Direction::Store, mask, &addresses, bytes);
+    check(m, block, warp.index, addresses, bytes, mask, pc)?;
+    m.recorder.shared_request(Direction::Store, mask, addresses, bytes);
     m.version += 1;
     if CHECKED {
         let request = request(m, block, warp, access, mask, Kind::Store, pc);
         let (values, rows) = words(warp, access);
         let rows = &[&values[0], &values[1], &values[2], &values[3]][..rows];
-        note(m, block, warp.index, &request, &addresses, rows, pc)?;
+        note(m, block, warp.index, &request, addresses, rows, pc)?;
     }
     let base = block.shared.as_mut_ptr();
     let place = |lane: usize| base.wrapping_add(addresses[lane].wrapping_sub(super::address::SHARED_BASE) as usize);
-    if mask == u32::MAX && contiguous(&addresses, bytes) {
+    if mask == u32::MAX && contiguous(addresses, bytes) {
         // SAFETY: `check` found lane 0 and lane 31 inside, and the lanes are side by side; `block` is borrowed mutably.
         unsafe { write_dense(warp, access, place(0)) };
     } else {
@@ -178,7 +213,7 @@ fn request(m: &Machine<'_>, block: &Block, warp: &Warp, access: &Access, mask: u
         bytes: access.element.total(),
         kind,
         order: super::global::ordering(access.order),
-        scope: crate::check::Scope::Cta,
+        scope: super::global::observers(access.scope),
         line: m.line(pc),
     }
 }

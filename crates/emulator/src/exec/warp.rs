@@ -22,6 +22,8 @@ pub(crate) struct Group {
     pub parked: bool,
     /// The collective wants every lane of the warp.
     pub aligned: bool,
+    /// The CTA barrier at which it waits for the rest of its warp.
+    pub barrier: Option<u32>,
     /// Has failed a poll since any other group ran.
     pub spun: bool,
 }
@@ -29,7 +31,7 @@ pub(crate) struct Group {
 impl Group {
     /// A group that can run.
     pub fn at(pc: u32, mask: u32) -> Self {
-        Self { pc, mask, parked: false, aligned: false, spun: false }
+        Self { pc, mask, parked: false, aligned: false, barrier: None, spun: false }
     }
 }
 
@@ -77,9 +79,11 @@ pub(crate) struct Warp {
     pub state: State,
     /// A load that other threads may be expected to change, or a failed attempt, since the last backward branch.
     pub polled: bool,
-    /// Line of the last such instruction, for reports.
+    /// The last such instruction, for reports.
     pub polled_at: u32,
     pub pending: Option<Pending>,
+    /// What the registers were when the last turn ended in a loop, and at which version of the world.
+    pub fingerprint: Option<(u64, u64)>,
     pub copies: Copies,
     turns: u32,
     rotated: bool,
@@ -102,6 +106,7 @@ impl Warp {
             polled: false,
             polled_at: 0,
             pending: None,
+            fingerprint: None,
             copies: Copies::default(),
             turns: 0,
             rotated: false,
@@ -134,6 +139,7 @@ impl Warp {
         self.state = if mask == 0 { State::Done } else { State::Ready };
         self.polled = false;
         self.pending = None;
+        self.fingerprint = None;
         self.copies.clear();
         self.turns = 0;
         self.rotated = false;
@@ -210,9 +216,24 @@ impl Warp {
             Some(group) => {
                 group.mask |= mask;
                 group.parked = false;
+                group.barrier = None;
             }
             None => self.groups.push(Group { parked: true, aligned, ..Group::at(pc, mask) }),
         }
+    }
+
+    /// Put lanes aside at a CTA barrier that lets a diverged warp arrive in parts. True when the whole warp is there; then
+    /// all its groups stand behind their barrier instructions.
+    pub fn gather(&mut self, pc: u32, mask: u32, barrier: u32) -> bool {
+        self.groups.push(Group { parked: true, barrier: Some(barrier), ..Group::at(pc, mask) });
+        let here = |group: &&Group| group.barrier == Some(barrier);
+        let whole = self.groups.iter().filter(here).fold(0, |lanes, group| lanes | group.mask) == self.live;
+        if whole {
+            for group in &mut self.groups {
+                *group = Group::at(group.pc + 1, group.mask);
+            }
+        }
+        whole
     }
 
     /// Lanes have exited; whoever waited for them tries again. Gives a group that wanted the whole warp, if one waits.
@@ -221,6 +242,7 @@ impl Warp {
         let waiting = self.groups.iter().find(|group| group.parked && group.aligned).copied();
         for group in &mut self.groups {
             group.parked = false;
+            group.barrier = None;
         }
         waiting
     }
@@ -269,6 +291,31 @@ impl Warp {
             _ => u32::MAX,
         };
         Some(Pick { pc, mask, bound })
+    }
+
+    /// Whether the warp has come back to the very state in which an earlier turn ended, with the world unchanged since:
+    /// then it will do so for ever.
+    pub fn goes_round(&mut self, version: u64) -> bool {
+        let Some((_, known)) = self.fingerprint.filter(|(_, known)| *known == version) else {
+            // Hashing is for warps that run long without changing anything.
+            self.fingerprint = Some((0, version));
+            return false;
+        };
+        let mut hash = 0xCBF2_9CE4_8422_2325u64;
+        let mut mix = |word: u64| hash = (hash ^ word).wrapping_mul(0x0000_0100_0000_01B3).rotate_left(29);
+        for group in &self.groups {
+            mix(u64::from(group.pc) << 32 | u64::from(group.mask));
+        }
+        for predicate in &self.predicates {
+            mix((*predicate).into());
+        }
+        for row in &self.rows {
+            for pair in row.0.chunks_exact(2) {
+                mix(u64::from(pair[0]) << 32 | u64::from(pair[1]));
+            }
+        }
+        let before = self.fingerprint.replace((hash, known));
+        before == Some((hash, known))
     }
 
     /// Whether a group may run that has not just polled in vain.

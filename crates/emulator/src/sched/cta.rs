@@ -9,6 +9,7 @@ use crate::exec::warp::{Row, State, Warp};
 use crate::launch::{Convergence, WARP};
 use crate::memory::POISON;
 use crate::ptx::ast::SpecialRegister;
+use std::collections::BTreeSet;
 
 /// What came of a CTA's turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +36,7 @@ pub(super) struct Cta {
 
 impl Default for Cta {
     fn default() -> Self {
-        let block = Block { index: 0, id: [0; 3], shared: Vec::new(), barriers: Barriers::new(0) };
+        let block = Block { index: 0, id: [0; 3], shared: Vec::new(), barriers: Barriers::new(0), mbarriers: BTreeSet::new() };
         Self { block, warps: Vec::new(), count: 0, first: 0 }
     }
 }
@@ -50,6 +51,7 @@ impl Cta {
         self.block.shared.clear();
         self.block.shared.resize(template.shared_bytes as usize, POISON);
         self.block.barriers = Barriers::new(template.warps);
+        self.block.mbarriers.clear();
         self.count = template.warps as usize;
         self.first = 0;
         if self.warps.len() < self.count {

@@ -1,7 +1,8 @@
 //! Reports of launches that cannot end.
 
 use super::Slot;
-use crate::exec::machine::Machine;
+use crate::exec::machine::{Block, Machine};
+use crate::exec::mbarrier;
 use crate::exec::warp::{State, Warp};
 use crate::launch::{Fault, FaultKind};
 
@@ -31,8 +32,10 @@ fn tell(m: &Machine<'_>, resident: &[Slot], kind: FaultKind, mut message: String
     let mut place = None;
     let mut listed = 0;
     let mut more = 0;
+    let mut mbarriers = Vec::new();
     for slot in resident {
         let Slot::Running(cta) = slot else { continue };
+        mbarriers.extend(mbarrier::describe(&cta.block).into_iter().map(|text| (cta.block.id, text)));
         for warp in cta.live_warps() {
             let (pc, what) = waiting(m, warp, &cta.block);
             place.get_or_insert((pc, cta.block.id));
@@ -45,6 +48,9 @@ fn tell(m: &Machine<'_>, resident: &[Slot], kind: FaultKind, mut message: String
             message.push_str(&format!("\n  CTA ({x}, {y}, {z}) warp {}: {what}", warp.index));
         }
     }
+    for ([x, y, z], text) in mbarriers.into_iter().take(LISTED) {
+        message.push_str(&format!("\n  CTA ({x}, {y}, {z}) {text}"));
+    }
     if more != 0 {
         message.push_str(&format!("\n  and {more} more warps"));
     }
@@ -53,7 +59,7 @@ fn tell(m: &Machine<'_>, resident: &[Slot], kind: FaultKind, mut message: String
 }
 
 /// Where a warp stands, and what it waits for.
-fn waiting(m: &Machine<'_>, warp: &Warp, block: &crate::exec::machine::Block) -> (u32, String) {
+fn waiting(m: &Machine<'_>, warp: &Warp, block: &Block) -> (u32, String) {
     if let State::Barrier { id, pc } = warp.state {
         return (pc, format!("waits at line {}: {}", m.line(pc), block.barriers.describe(id)));
     }

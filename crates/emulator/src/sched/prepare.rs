@@ -2,7 +2,7 @@
 
 use super::residency;
 use crate::check::{Lints, Sanitizer, Shape};
-use crate::counters::{Counting, Recorder};
+use crate::counters::Recorder;
 use crate::decode::Program;
 use crate::decode::slots::Init;
 use crate::exec::address::SHARED_BASE;
@@ -96,7 +96,6 @@ pub(super) fn machine<'l>(
         tally: vec![Tally::default(); program.code.len()],
         version: 0,
         clock: 0,
-        full_counting: options.counting == Counting::Full,
     };
     Ok((machine, template, limit))
 }
