@@ -3,7 +3,8 @@
 //! Values travel in the low bits of a `u64`: integers sign- or zero-extended by [`Integer::extend`], floats as their bits.
 
 use super::exact::{Exact, Format};
-use super::{NAN_F32, NAN_F64, NAN_HALF, Rounding};
+use super::float::flush_f32;
+use super::{Lanes, NAN_F32, NAN_F64, NAN_HALF, Rounding, dispatched, map1};
 
 /// An integer type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,7 +86,7 @@ impl Float {
 
     /// `.ftz`: a subnormal `f32` becomes zero of the same sign; other types have no such modifier in `cvt`.
     pub fn flush(self, bits: u64) -> u64 {
-        if self == Float::F32 { super::float::flush_f32(bits as u32).into() } else { bits }
+        if self == Float::F32 { flush_f32(bits as u32).into() } else { bits }
     }
 
     /// `.sat`: clamps to [0, 1]; NaN and minus zero become plus zero.
@@ -221,6 +222,26 @@ pub fn f32_to_s32(a: u32, rounding: Rounding) -> u32 {
 #[inline(always)]
 pub fn f32_to_u32(a: u32, rounding: Rounding) -> u32 {
     f32_to_u32_rz(integral_f32(a, rounding))
+}
+
+#[inline(always)]
+fn integer_body(signed: bool, ftz: bool, rounding: Rounding, a: &Lanes) -> Lanes {
+    let flushed = if ftz { map1(a, flush_f32) } else { *a };
+    // One loop per mode, so that none decides inside the loop.
+    let whole = match rounding {
+        Rounding::Nearest => map1(&flushed, |x| integral_f32(x, Rounding::Nearest)),
+        Rounding::NearestAway => map1(&flushed, |x| integral_f32(x, Rounding::NearestAway)),
+        Rounding::Down => map1(&flushed, |x| integral_f32(x, Rounding::Down)),
+        Rounding::Up => map1(&flushed, |x| integral_f32(x, Rounding::Up)),
+        // The conversion itself cuts off.
+        Rounding::Zero => flushed,
+    };
+    if signed { map1(&whole, f32_to_s32_rz) } else { map1(&whole, f32_to_u32_rz) }
+}
+
+dispatched! {
+    /// `cvt.{rni,rzi,rmi,rpi}{.ftz}.{s32,u32}.f32` on every lane: clamps; NaN gives zero.
+    pub fn integer_lanes(signed: bool, ftz: bool, rounding: Rounding, a: &Lanes) -> Lanes = integer_body;
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! result in [`flush_f32`]. `.sat` is [`saturate_f32`] on the result. The `*_lanes` functions take a [`Mode`] and do all of it.
 
 use super::exact::{Exact, Format};
-use super::{Lanes, NAN_F32, NAN_F64, Rounding, map1, map2, map3};
+use super::{Lanes, NAN_F32, NAN_F64, Rounding, dispatched, map1, map2, map3};
 
 /// The modifiers of an `f32` instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -124,10 +124,12 @@ fn finite(operation: Operation, format: Format, a: u64, b: u64, c: u64, rounding
     Some(value.round(format, rounding))
 }
 
-/// Any `f32` operation in any rounding mode (operands beyond its own are ignored). Slow.
+/// Any `f32` operation in any rounding mode (operands beyond its own are ignored). Slow but for `.rn`.
 #[inline(never)]
 pub fn rounded_f32(operation: Operation, a: u32, b: u32, c: u32, rounding: Rounding) -> u32 {
-    if let Some(bits) = finite(operation, Format::F32, a.into(), b.into(), c.into(), rounding) {
+    if rounding != Rounding::Nearest
+        && let Some(bits) = finite(operation, Format::F32, a.into(), b.into(), c.into(), rounding)
+    {
         return bits as u32;
     }
     match operation {
@@ -141,10 +143,12 @@ pub fn rounded_f32(operation: Operation, a: u32, b: u32, c: u32, rounding: Round
     }
 }
 
-/// Any `f64` operation in any rounding mode (operands beyond its own are ignored). Slow.
+/// Any `f64` operation in any rounding mode (operands beyond its own are ignored). Slow but for `.rn`.
 #[inline(never)]
 pub fn rounded_f64(operation: Operation, a: u64, b: u64, c: u64, rounding: Rounding) -> u64 {
-    if let Some(bits) = finite(operation, Format::F64, a, b, c, rounding) {
+    if rounding != Rounding::Nearest
+        && let Some(bits) = finite(operation, Format::F64, a, b, c, rounding)
+    {
         return bits;
     }
     match operation {
@@ -177,46 +181,74 @@ fn lanes(operation: Operation, mode: Mode, [a, b, c]: [&Lanes; 3], nearest: impl
     d
 }
 
-/// `add{.rnd}{.ftz}{.sat}.f32`
 #[inline(always)]
-pub fn add_lanes(mode: Mode, a: &Lanes, b: &Lanes) -> Lanes {
+fn add_body(mode: Mode, a: &Lanes, b: &Lanes) -> Lanes {
     lanes(Operation::Add, mode, [a, b, &[0; 32]], |a, b, _| add_f32(a, b))
 }
 
-/// `sub{.rnd}{.ftz}{.sat}.f32`
+dispatched! {
+    /// `add{.rnd}{.ftz}{.sat}.f32`
+    pub fn add_lanes(mode: Mode, a: &Lanes, b: &Lanes) -> Lanes = add_body;
+}
+
 #[inline(always)]
-pub fn sub_lanes(mode: Mode, a: &Lanes, b: &Lanes) -> Lanes {
+fn sub_body(mode: Mode, a: &Lanes, b: &Lanes) -> Lanes {
     lanes(Operation::Sub, mode, [a, b, &[0; 32]], |a, b, _| sub_f32(a, b))
 }
 
-/// `mul{.rnd}{.ftz}{.sat}.f32`
+dispatched! {
+    /// `sub{.rnd}{.ftz}{.sat}.f32`
+    pub fn sub_lanes(mode: Mode, a: &Lanes, b: &Lanes) -> Lanes = sub_body;
+}
+
 #[inline(always)]
-pub fn mul_lanes(mode: Mode, a: &Lanes, b: &Lanes) -> Lanes {
+fn mul_body(mode: Mode, a: &Lanes, b: &Lanes) -> Lanes {
     lanes(Operation::Mul, mode, [a, b, &[0; 32]], |a, b, _| mul_f32(a, b))
 }
 
-/// `fma{.rnd}{.ftz}{.sat}.f32`
+dispatched! {
+    /// `mul{.rnd}{.ftz}{.sat}.f32`
+    pub fn mul_lanes(mode: Mode, a: &Lanes, b: &Lanes) -> Lanes = mul_body;
+}
+
 #[inline(always)]
-pub fn fma_lanes(mode: Mode, a: &Lanes, b: &Lanes, c: &Lanes) -> Lanes {
+fn fma_body(mode: Mode, a: &Lanes, b: &Lanes, c: &Lanes) -> Lanes {
     lanes(Operation::Fma, mode, [a, b, c], fma_f32)
 }
 
-/// `div.{rn,rz,rm,rp}{.ftz}.f32`
+dispatched! {
+    /// `fma{.rnd}{.ftz}{.sat}.f32`
+    pub fn fma_lanes(mode: Mode, a: &Lanes, b: &Lanes, c: &Lanes) -> Lanes = fma_body;
+}
+
 #[inline(always)]
-pub fn div_lanes(mode: Mode, a: &Lanes, b: &Lanes) -> Lanes {
+fn div_body(mode: Mode, a: &Lanes, b: &Lanes) -> Lanes {
     lanes(Operation::Div, mode, [a, b, &[0; 32]], |a, b, _| div_f32(a, b))
 }
 
-/// `rcp.{rn,rz,rm,rp}{.ftz}.f32`
+dispatched! {
+    /// `div.{rn,rz,rm,rp}{.ftz}.f32`
+    pub fn div_lanes(mode: Mode, a: &Lanes, b: &Lanes) -> Lanes = div_body;
+}
+
 #[inline(always)]
-pub fn rcp_lanes(mode: Mode, a: &Lanes) -> Lanes {
+fn rcp_body(mode: Mode, a: &Lanes) -> Lanes {
     lanes(Operation::Rcp, mode, [a, &[0; 32], &[0; 32]], |a, _, _| rcp_f32(a))
 }
 
-/// `sqrt.{rn,rz,rm,rp}{.ftz}.f32`
+dispatched! {
+    /// `rcp.{rn,rz,rm,rp}{.ftz}.f32`
+    pub fn rcp_lanes(mode: Mode, a: &Lanes) -> Lanes = rcp_body;
+}
+
 #[inline(always)]
-pub fn sqrt_lanes(mode: Mode, a: &Lanes) -> Lanes {
+fn sqrt_body(mode: Mode, a: &Lanes) -> Lanes {
     lanes(Operation::Sqrt, mode, [a, &[0; 32], &[0; 32]], |a, _, _| sqrt_f32(a))
+}
+
+dispatched! {
+    /// `sqrt.{rn,rz,rm,rp}{.ftz}.f32`
+    pub fn sqrt_lanes(mode: Mode, a: &Lanes) -> Lanes = sqrt_body;
 }
 
 macro_rules! min_max {
@@ -292,9 +324,8 @@ pub struct Choice {
     pub xorsign_abs: bool,
 }
 
-/// `min` and `max` with their modifiers on every lane.
 #[inline(always)]
-pub fn choose_lanes(choice: Choice, a: &Lanes, b: &Lanes) -> Lanes {
+fn choose_body(choice: Choice, a: &Lanes, b: &Lanes) -> Lanes {
     let flush = |x: u32| if choice.ftz { flush_f32(x) } else { x };
     if choice.xorsign_abs || choice.ftz {
         return map2(a, b, |a, b| {
@@ -316,6 +347,11 @@ pub fn choose_lanes(choice: Choice, a: &Lanes, b: &Lanes) -> Lanes {
         (false, true) => map2(a, b, min_nan_f32),
         (true, true) => map2(a, b, max_nan_f32),
     }
+}
+
+dispatched! {
+    /// `min` and `max` with their modifiers on every lane.
+    pub fn choose_lanes(choice: Choice, a: &Lanes, b: &Lanes) -> Lanes = choose_body;
 }
 
 /// `copysign.f32 d, a, b`: the magnitude of `b` with the sign of `a`.

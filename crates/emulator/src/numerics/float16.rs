@@ -265,9 +265,8 @@ dispatched! {
     ) -> Lanes = operate_body;
 }
 
-/// `min` and `max` on every lane, packed or not as in [`operate_lanes`].
 #[inline(always)]
-pub fn choose_half_lanes(format: Half, packed: bool, choice: Choice, a: &Lanes, b: &Lanes) -> Lanes {
+fn choose_body(format: Half, packed: bool, choice: Choice, a: &Lanes, b: &Lanes) -> Lanes {
     let mut d = [0; 32];
     for lane in 0..32 {
         let (a, b) = (halves(a[lane]), halves(b[lane]));
@@ -275,6 +274,11 @@ pub fn choose_half_lanes(format: Half, packed: bool, choice: Choice, a: &Lanes, 
         d[lane] = pair(high, choose_half(format, choice, a.1, b.1));
     }
     d
+}
+
+dispatched! {
+    /// `min` and `max` on every lane, packed or not as in [`operate_lanes`].
+    pub fn choose_half_lanes(format: Half, packed: bool, choice: Choice, a: &Lanes, b: &Lanes) -> Lanes = choose_body;
 }
 
 #[cfg(test)]

@@ -86,6 +86,41 @@ pub fn map3(a: &Lanes, b: &Lanes, c: &Lanes, f: impl Fn(u32, u32, u32) -> u32) -
     d
 }
 
+macro_rules! wide_map {
+    ($(#[$meta:meta])* $name:ident = $map:ident($($x:ident),*) over $($bits:ident),*) => {
+        $(#[$meta])*
+        #[inline(always)]
+        pub fn $name($($x: &Lanes,)* f: impl Fn($($bits),*) -> u32) -> Lanes {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma")]
+                fn compiled($($x: &Lanes,)* f: impl Fn($($bits),*) -> u32) -> Lanes {
+                    $map($($x,)* f)
+                }
+                if has_avx2_fma() {
+                    // SAFETY: the CPU was just asked for both features.
+                    return unsafe { compiled($($x,)* f) };
+                }
+            }
+            $map($($x,)* f)
+        }
+    };
+}
+
+wide_map! {
+    /// As [`map1`], compiled for AVX2 as well: for functions that are called through a pointer, and so not compiled along
+    /// with the interpreter.
+    wide_map1 = map1(a) over u32
+}
+wide_map! {
+    /// As [`map2`], compiled for AVX2 as well.
+    wide_map2 = map2(a, b) over u32, u32
+}
+wide_map! {
+    /// As [`map3`], compiled for AVX2 as well.
+    wide_map3 = map3(a, b, c) over u32, u32, u32
+}
+
 /// True when code compiled for AVX2 and FMA may run on this CPU (a cached flag, cheap to ask).
 #[inline(always)]
 pub fn has_avx2_fma() -> bool {
@@ -120,3 +155,20 @@ macro_rules! dispatched {
     };
 }
 pub(crate) use dispatched;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn maps_apply_the_function_to_each_lane() {
+        let mut random = testing::Random::new(50);
+        let (a, b, c) = (random.lanes(), random.lanes(), random.lanes());
+        let expected: Lanes = std::array::from_fn(|i| a[i].wrapping_mul(3) ^ 5);
+        assert_eq!([map1(&a, |x| x.wrapping_mul(3) ^ 5), wide_map1(&a, |x| x.wrapping_mul(3) ^ 5)], [expected; 2]);
+        let expected: Lanes = std::array::from_fn(|i| a[i].wrapping_sub(b[i]));
+        assert_eq!([map2(&a, &b, u32::wrapping_sub), wide_map2(&a, &b, u32::wrapping_sub)], [expected; 2]);
+        let expected: Lanes = std::array::from_fn(|i| a[i] & b[i] | c[i]);
+        assert_eq!([map3(&a, &b, &c, |x, y, z| x & y | z), wide_map3(&a, &b, &c, |x, y, z| x & y | z)], [expected; 2]);
+    }
+}

@@ -104,6 +104,29 @@ fn fast_conversions_agree_with_the_general_ones() {
 }
 
 #[test]
+fn whole_registers_become_integers() {
+    let mut random = Random::new(14);
+    let specials = special_f32();
+    for round in 0..400 {
+        let a: Lanes = std::array::from_fn(|lane| match lane % 3 {
+            0 => specials[random.below(144) as usize],
+            1 => random.near_one(),
+            _ => random.u32(),
+        });
+        for mode in MODES {
+            let (signed, ftz) = (round % 2 == 0, round % 3 == 0);
+            let d = integer_lanes(signed, ftz, mode, &a);
+            assert_eq!(d, integer_body(signed, ftz, mode, &a));
+            for lane in 0..32 {
+                let x = if ftz { flush_f32(a[lane]) } else { a[lane] };
+                let expected = float_to_integer(Float::F32, Integer::new(32, signed), x.into(), mode) as u32;
+                assert_eq!(d[lane], expected, "{x:x} {mode:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn rounding_to_integral_keeps_type_sign_and_specials() {
     for float in FLOATS {
         for value in values() {

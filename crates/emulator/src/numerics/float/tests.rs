@@ -94,8 +94,11 @@ fn all_modes_agree_with_the_cpu() {
             }
             for mode in MODES {
                 let expected = cpu::f32(operation, f32::from_bits(a), f32::from_bits(b), f32::from_bits(c), mode);
+                let expected = canonical_f32(expected);
                 let got = rounded_f32(operation, a, b, c, mode);
-                assert_eq!(got, canonical_f32(expected), "{operation:?} {a:x} {b:x} {c:x} {mode:?}");
+                assert_eq!(got, expected, "{operation:?} {a:x} {b:x} {c:x} {mode:?}");
+                let exact = finite(operation, Format::F32, a.into(), b.into(), c.into(), mode);
+                assert!(exact.is_none_or(|bits| bits as u32 == expected), "{operation:?} {a:x} {b:x} {c:x} {mode:?}");
             }
         }
     }
@@ -128,8 +131,11 @@ fn all_modes_agree_with_the_cpu_in_double_precision() {
             }
             for mode in MODES {
                 let expected = cpu::f64(operation, f64::from_bits(a), f64::from_bits(b), f64::from_bits(c), mode);
+                let expected = canonical_f64(expected);
                 let got = rounded_f64(operation, a, b, c, mode);
-                assert_eq!(got, canonical_f64(expected), "{operation:?} {a:x} {b:x} {c:x} {mode:?}");
+                assert_eq!(got, expected, "{operation:?} {a:x} {b:x} {c:x} {mode:?}");
+                let exact = finite(operation, Format::F64, a, b, c, mode);
+                assert!(exact.is_none_or(|bits| bits == expected), "{operation:?} {a:x} {b:x} {c:x} {mode:?}");
             }
         }
     }
