@@ -44,6 +44,8 @@ pub(super) struct Context {
     flags: AtomicU32,
     /// `CUresult` of the fault that broke this context, or 0.
     fault: AtomicU32,
+    /// What that fault was.
+    story: Mutex<String>,
     cache_config: AtomicU32,
     shared_config: AtomicU32,
     limits: Mutex<BTreeMap<u32, usize>>,
@@ -65,6 +67,7 @@ impl Context {
                 primary,
                 flags: AtomicU32::new(flags),
                 fault: AtomicU32::new(0),
+                story: Mutex::default(),
                 cache_config: AtomicU32::new(0),
                 shared_config: AtomicU32::new(1),
                 limits: Mutex::default(),
@@ -85,9 +88,11 @@ impl Context {
 
     /// Break this context. The first fault stays.
     pub(super) fn fail(&self, code: CUresult, story: String) {
-        report::announce(story);
-        // A second fault changes nothing: the exchange fails and the first code stays.
-        let _ = self.fault.compare_exchange(0, code.0, Ordering::AcqRel, Ordering::Acquire);
+        report::announce(story.clone());
+        let mut kept = lock(&self.story);
+        if self.fault.compare_exchange(0, code.0, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            *kept = story;
+        }
     }
 
     /// The per-thread default stream of the calling thread.
@@ -151,6 +156,12 @@ pub(super) fn current() -> Outcome<Arc<Context>> {
     let context = current_even_broken()?;
     context.check()?;
     Ok(context)
+}
+
+/// The story of the fault that broke the current context, whichever thread's kernel it was.
+pub(super) fn story() -> Option<String> {
+    let context = current_even_broken().ok()?;
+    context.check().is_err().then(|| lock(&context.story).clone())
 }
 
 /// The context of an object that remembers only its handle.

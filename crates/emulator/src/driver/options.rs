@@ -8,11 +8,13 @@
 //! | `CONVERGENCE` | `natural`, `random:<seed>` |
 //! | `MMA` | `fma`, `hopper` |
 //! | `ASYNC` | `late`, `eager` |
+//! | `COUNTING` | `basic`, `full` (distinct bytes too) |
 //! | `MEMORY_MIB` | device memory; set by a thread, it bounds what that thread has allocated |
 //! | `SM_COUNT`, `QUANTUM`, `INSTRUCTION_LIMIT` | whole numbers above 0 |
 
 use super::args::Text;
 use super::report;
+use crate::counters::Counting;
 use crate::launch::{AsyncCopies, Checks, Convergence, CtaOrder, MmaArithmetic, Options};
 use std::cell::RefCell;
 use std::sync::OnceLock;
@@ -20,13 +22,14 @@ use std::sync::OnceLock;
 /// Device memory unless told otherwise. Far less than an H200 has, since the host pays for it.
 const DEFAULT_MEMORY_MIB: u64 = 4096;
 
-const KEYS: [&str; 10] = [
+const KEYS: [&str; 11] = [
     "CHECKS",
     "ORDER",
     "RESIDENCY",
     "CONVERGENCE",
     "MMA",
     "ASYNC",
+    "COUNTING",
     "MEMORY_MIB",
     "SM_COUNT",
     "QUANTUM",
@@ -97,6 +100,13 @@ impl Settings {
                     "late" => AsyncCopies::Late,
                     "eager" => AsyncCopies::Eager,
                     _ => return Err(wrong("late or eager")),
+                }
+            }
+            "COUNTING" => {
+                self.launch.counting = match value {
+                    "basic" => Counting::Basic,
+                    "full" => Counting::Full,
+                    _ => return Err(wrong("basic or full")),
                 }
             }
             "MEMORY_MIB" => {
@@ -226,6 +236,7 @@ mod tests {
             ("CONVERGENCE", "random:9"),
             ("MMA", "hopper"),
             ("ASYNC", "eager"),
+            ("COUNTING", "full"),
             ("MEMORY_MIB", "64"),
             ("SM_COUNT", "4"),
             ("QUANTUM", "10"),

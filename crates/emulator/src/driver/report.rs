@@ -1,6 +1,7 @@
-//! What the emulator has to say beyond an error code: the story of the last fault of this host thread.
+//! What the emulator has to say beyond an error code: why a call was refused, and the story of a fault.
 
 use super::args::{Out, fill_text};
+use super::context;
 use std::cell::RefCell;
 use std::io::Write;
 
@@ -26,15 +27,13 @@ pub(super) fn clear() {
     note(String::new());
 }
 
-/// Copies the story of the calling thread's last fault, or the reason of its last refused call, into `buffer` of
-/// `size` bytes as C text. Returns the length of the whole text, so that a null buffer asks for the length. The text is
-/// empty when nothing went wrong since the last `lookback_emulator_clear_fault`.
+/// Copies a text into `buffer` of `size` bytes as C text: the story of the fault that broke the calling thread's current
+/// context, or else the reason of the thread's last refused call. Returns the length of the whole text, so that a null
+/// buffer asks for the length. The text is empty when nothing went wrong since the last `lookback_emulator_clear_fault`.
 #[unsafe(no_mangle)]
 pub(in crate::driver) unsafe extern "C" fn lookback_emulator_last_fault(buffer: Out<u8>, size: usize) -> usize {
-    LAST.try_with(|last| {
-        let last = last.borrow();
-        fill_text(buffer, size, &last);
-        last.len()
-    })
-    .unwrap_or(0)
+    let own = || LAST.try_with(|last| last.borrow().clone()).unwrap_or_default();
+    let text = context::story().unwrap_or_else(own);
+    fill_text(buffer, size, &text);
+    text.len()
 }

@@ -138,6 +138,15 @@ fn a_fault_breaks_the_context_for_good() {
     assert!(story.contains("illegal address in kernel poke"), "{story}");
     assert!(story.contains("0x1000") && story.contains("thread (0, 0, 0)"), "{story}");
     assert!(story.contains(&format!("line {line},")), "{story}");
+    // Another thread that meets the same broken context can read the story too.
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let raw = context.cu_ctx();
+            // SAFETY: the context lives.
+            assert_eq!(unsafe { sys::cuCtxSetCurrent(raw) }, CUresult::CUDA_SUCCESS);
+            assert_eq!(last_fault(), story);
+        });
+    });
     // Other contexts go on.
     let other = own_context();
     other.default_stream().alloc_zeros::<u32>(1).unwrap();
