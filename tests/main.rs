@@ -4,5 +4,5 @@
 mod build;
 mod contract;
 mod device;
+mod nn;
 mod registry;
-mod scan;

@@ -1,1 +1,46 @@
-//! Sequence kernels in hand-written PTX for Rust: the crate that users add
+//! Sequence kernels in hand-written PTX, on your own cudarc slices and stream.
+//!
+//! This crate is the one to add. It re-exports the families and the cudarc that they are built with:
+//! * [`scan`]: gated scans `h[t] = a[t] h[t-1] + b[t]`, forward and backward, in one launch by decoupled look-back;
+//! * [`nn`]: matrix product, RMS norm, embedding, gate, short convolution, argmax, cross-entropy;
+//! * [`model`]: a bidirectional Gated SSM made of both;
+//! * [`open`] and [`DeviceInfo`]: a device, or the emulator where there is none. Contexts that you opened yourself do as well.
+//!
+//! Every operation has a `Plan`: `Plan::new` validates sizes, strides and options and allocates nothing; `Plan::run` checks the
+//! slices and launches, nothing else, so it can be captured into a CUDA graph; `Plan::run_raw` does the same on device
+//! addresses, for memory that cudarc does not own. A function beside each plan allocates its outputs, for trying things out.
+//!
+//! # Examples
+//! A running sum over time that forgets, for 256 channels of two rows: your context, your stream, your slices.
+//! ```no_run
+//! use lookback::{
+//!     DeviceInfo,
+//!     cudarc::driver::CudaContext,
+//!     scan::{Gates, Inputs, Options, Outputs, Plan, Shape, Source, Workspace},
+//! };
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let context = CudaContext::new(0)?;
+//! let stream = context.default_stream();
+//! let shape = Shape::dense(2, 4096, 256); // [batch, time, channels]
+//! let a = stream.clone_htod(&vec![0.99_f32; 2 * 4096 * 256])?;
+//! let b = stream.clone_htod(&vec![1.0_f32; 2 * 4096 * 256])?;
+//! let mut h = stream.alloc_zeros::<f32>(2 * 4096 * 256)?;
+//!
+//! // Once per shape: everything is checked here.
+//! let plan = Plan::new(&shape, &Options::new::<f32>(Source::Tensor, &shape), &DeviceInfo::of(&context)?)?;
+//! let mut workspace = Workspace::new(&stream, plan.workspace_bytes())?;
+//!
+//! // As often as you like: one launch, nothing allocated.
+//! plan.run(&stream, &Inputs::of(Gates::tensor(&a, &b)), Outputs { h: &mut h, last: None }, &mut workspace)?;
+//! println!("{:?}", &stream.clone_dtoh(&h)?[..4]);
+//! # Ok(())
+//! # }
+//! ```
+
+pub use lookback_device::{
+    Class, DType, DeviceInfo, DevicePick, Element, Error, PeerFault, Result, WeightsFault, cudarc, emulator, open,
+};
+pub use lookback_model as model;
+pub use lookback_nn as nn;
+pub use lookback_scan as scan;

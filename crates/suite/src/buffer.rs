@@ -17,7 +17,7 @@ pub struct Guarded<T> {
     fill: T,
 }
 
-impl<T: DeviceRepr + Copy + PartialEq + std::fmt::Debug> Guarded<T> {
+impl<T: DeviceRepr + Copy> Guarded<T> {
     /// A buffer of `len` elements, all of them and the guards set to `fill`.
     pub fn filled(len: usize, shift: usize, fill: T) -> Self {
         let host = vec![fill; len + 2 * GUARD + shift];
