@@ -131,8 +131,8 @@ api! {
     fn cuEventQuery(event: Handle) {
         let event = find(event)?;
         context::owner(event.context)?.check()?;
-        capture::forbid_unsafe_call()?;
-        event.check_not_captured()
+        event.check_not_captured()?;
+        capture::forbid_unsafe_call()
     }
 
     fn cuEventSynchronize(event: Handle) {

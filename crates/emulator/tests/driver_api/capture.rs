@@ -107,10 +107,8 @@ fn work_that_does_not_lead_back_is_an_error() {
     other.wait(&fork).unwrap();
     other.memset_zeros(&mut a).unwrap();
     // SAFETY: the stream lives.
-    assert_eq!(
-        code(unsafe { result::stream::end_capture(other.cu_stream()) }),
-        CUresult::CUDA_ERROR_STREAM_CAPTURE_UNMATCHED
-    );
+    let ended = unsafe { result::stream::end_capture(other.cu_stream()) };
+    assert_eq!(code(ended), CUresult::CUDA_ERROR_STREAM_CAPTURE_UNMATCHED);
     assert_eq!(code(stream.end_capture(Flags(0))), CUresult::CUDA_ERROR_STREAM_CAPTURE_INVALIDATED);
     stream.begin_capture(MODE).unwrap();
     fork.record(&stream).unwrap();
@@ -133,11 +131,13 @@ fn what_needs_finished_work_ends_a_capture() {
         ("synchronize", CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, Box::new(|| code(stream.synchronize()))),
         ("context", CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, Box::new(|| code(context.synchronize()))),
         ("allocation", CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED, Box::new(|| code(stream.alloc_zeros::<u8>(1)))),
-        // SAFETY: the pointer is not used.
         (
             "malloc",
             CUresult::CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED,
-            Box::new(|| code(unsafe { result::malloc_sync(1) })),
+            Box::new(|| {
+                // SAFETY: the pointer is not used.
+                code(unsafe { result::malloc_sync(1) })
+            }),
         ),
         ("outside event", CUresult::CUDA_ERROR_STREAM_CAPTURE_ISOLATION, Box::new(|| code(stream.wait(&outside)))),
         (
@@ -146,6 +146,14 @@ fn what_needs_finished_work_ends_a_capture() {
             Box::new(|| {
                 inside.record(&stream).unwrap();
                 code(inside.synchronize())
+            }),
+        ),
+        (
+            "query",
+            CUresult::CUDA_ERROR_CAPTURED_EVENT,
+            Box::new(|| {
+                inside.record(&stream).unwrap();
+                code(inside.try_is_complete())
             }),
         ),
     ];

@@ -48,7 +48,8 @@ fn arguments_may_come_in_one_buffer() {
     let launch = |mut size: usize, with_pointers: bool| {
         let (pointer, bytes): (*const c_void, *mut c_void) = (buffer.as_ptr().cast(), (&raw mut size).cast());
         let end = std::ptr::null_mut();
-        let mut extra = [1 as *mut c_void, pointer.cast_mut(), 2 as *mut c_void, bytes, end];
+        let key = |key: usize| std::ptr::without_provenance_mut::<c_void>(key);
+        let mut extra = [key(1), pointer.cast_mut(), key(2), bytes, end];
         let mut pointers = [end];
         let pointers = if with_pointers { pointers.as_mut_ptr() } else { std::ptr::null_mut() };
         // SAFETY: the list is that of the header, and names a buffer of `size` bytes at most.
