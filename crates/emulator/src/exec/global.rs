@@ -88,7 +88,8 @@ fn far(
     let mut all = Box::new([std::ptr::null_mut(); 32]);
     for lane in (0..32).filter(|lane| mask >> lane & 1 == 1) {
         let address = addresses[lane];
-        if address & u64::from(bytes - 1) != 0 {
+        // Where there is memory, alignment comes before the end of it.
+        if address & u64::from(bytes - 1) != 0 && m.view.resolve(address, 1).is_ok() {
             return Err(m.misaligned(block, warp, lane as u32, pc, address, bytes));
         }
         all[lane] = m

@@ -101,7 +101,7 @@ pub(super) fn execute(
         Cold::WaitGroups(groups) => asynchronous::wait(m, block, warp, *groups, mask, pc)?,
         Cold::Mbarrier(op) => {
             if mbarrier::execute(m, block, warp, op, mask, pc)? {
-                return Ok(yield_at(warp, act, pc + 1));
+                return Ok(yield_at(warp, act, pc + 1, m.version));
             }
         }
         Cold::Clock { d, clock } => {
@@ -118,7 +118,7 @@ pub(super) fn execute(
             if mask != 0 {
                 warp.polled = true;
                 warp.polled_at = pc;
-                return Ok(yield_at(warp, act, pc + 1));
+                return Ok(yield_at(warp, act, pc + 1, m.version));
             }
         }
         Cold::Trap => {
@@ -139,14 +139,12 @@ pub(super) fn execute(
 }
 
 /// End the turn of a warp that waits for others, after which it goes on at `pc`.
-fn yield_at(warp: &mut Warp, act: u32, pc: u32) -> Flow {
+fn yield_at(warp: &mut Warp, act: u32, pc: u32, version: u64) -> Flow {
     let diverged = !warp.groups.is_empty();
     warp.groups.push(Group { spun: diverged, ..Group::at(pc, act) });
     if diverged && warp.others_unspun() {
         return Flow::Regroup;
     }
-    for group in &mut warp.groups {
-        group.spun = false;
-    }
+    warp.spin(version);
     Flow::Stop(Stop::Spin)
 }

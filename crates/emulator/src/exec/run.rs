@@ -527,15 +527,14 @@ fn body<const CHECKED: bool>(m: &mut Machine<'_>, block: &mut Block, warp: &mut 
                                 start = from;
                                 regroup!();
                             }
-                            for group in &mut warp.groups {
-                                group.spun = false;
-                            }
+                            warp.spin(m.version);
                             leave!(Stop::Spin);
                         }
                         if budget <= 0 {
                             warp.groups.push(Group::at(pc, act));
                             if !m.program.reads_clock && reach == u32::MAX && warp.goes_round(m.version) {
                                 warp.polled_at = from;
+                                warp.spins = (m.version, u32::MAX);
                                 leave!(Stop::Spin);
                             }
                             leave!(Stop::Quantum);

@@ -74,7 +74,7 @@ fn blame(
 ) -> Faulted {
     for lane in (0..32).filter(|lane| mask >> lane & 1 == 1) {
         let address = addresses[lane as usize];
-        if address & (bytes - 1) != 0 {
+        if address & (bytes - 1) != 0 && block.shared_offset(address, 1).is_some() {
             return m.misaligned(block, warp, lane, pc, address.into(), bytes);
         }
         if block.shared_offset(address, bytes).is_none() {

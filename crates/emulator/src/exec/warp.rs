@@ -81,6 +81,8 @@ pub(crate) struct Warp {
     pub polled: bool,
     /// The last such instruction, for reports.
     pub polled_at: u32,
+    /// Turns that ended polling, and the version of the world at which they did.
+    pub spins: (u64, u32),
     pub pending: Option<Pending>,
     /// What the registers were when the last turn ended in a loop, and at which version of the world.
     pub fingerprint: Option<(u64, u64)>,
@@ -105,6 +107,7 @@ impl Warp {
             state: State::Done,
             polled: false,
             polled_at: 0,
+            spins: (0, 0),
             pending: None,
             fingerprint: None,
             copies: Copies::default(),
@@ -138,6 +141,7 @@ impl Warp {
         self.live = mask;
         self.state = if mask == 0 { State::Done } else { State::Ready };
         self.polled = false;
+        self.spins = (0, 0);
         self.pending = None;
         self.fingerprint = None;
         self.copies.clear();
@@ -291,6 +295,24 @@ impl Warp {
             _ => u32::MAX,
         };
         Some(Pick { pc, mask, bound })
+    }
+
+    /// The turn ends because every group polls.
+    pub fn spin(&mut self, version: u64) {
+        for group in &mut self.groups {
+            group.spun = false;
+        }
+        let count = if self.spins.0 == version { self.spins.1.saturating_add(1) } else { 1 };
+        self.spins = (version, count);
+    }
+
+    /// Whether the warp can be expected to change nothing at this version of the world: it is blocked, or has polled that
+    /// often in vain.
+    pub fn quiet(&self, version: u64, patience: u32) -> bool {
+        match self.state {
+            State::Ready => self.spins.0 == version && self.spins.1 >= patience,
+            State::Barrier { .. } | State::Done => true,
+        }
     }
 
     /// Whether the warp has come back to the very state in which an earlier turn ended, with the world unchanged since:

@@ -16,12 +16,8 @@ use std::collections::BTreeSet;
 pub(super) enum Progress {
     /// All its threads have exited.
     Ended,
-    /// It could have gone on.
-    Ran,
-    /// What is not blocked polls, and nothing has changed meanwhile.
-    Polling,
-    /// Every warp waits at a barrier.
-    Blocked,
+    /// It has not ended: its quantum is used up, or its warps wait for something.
+    Going,
 }
 
 /// A resident CTA.
@@ -81,7 +77,7 @@ impl Cta {
         let begin = m.clock;
         loop {
             let version = m.version;
-            let (mut live, mut ran, mut polling) = (false, false, false);
+            let (mut live, mut ran) = (false, false);
             for turn in 0..self.count {
                 let number = (self.first + turn) % self.count;
                 let warp = &mut self.warps[number];
@@ -96,7 +92,7 @@ impl Cta {
                 live = true;
                 match run::turn(m, &mut self.block, warp) {
                     Stop::Quantum => ran = true,
-                    Stop::Spin => polling = true,
+                    Stop::Spin => {}
                     Stop::Blocked => ran = true,
                     Stop::Done => {
                         ran = true;
@@ -113,11 +109,11 @@ impl Cta {
             }
             let moved = ran || m.version != version;
             if !moved && !self.deliver(m)? {
-                return Ok(if polling { Progress::Polling } else { Progress::Blocked });
+                return Ok(Progress::Going);
             }
             if m.clock - begin >= quota {
                 self.first = (self.first + 1) % self.count;
-                return Ok(Progress::Ran);
+                return Ok(Progress::Going);
             }
         }
     }

@@ -16,7 +16,7 @@ use crate::launch::{CtaOrder, Fault, LaunchConfig, Options};
 use crate::memory::DeviceMemory;
 use cta::{Cta, Progress};
 
-/// Turns in which nothing changed before warps that poll count as stuck. More than one, because a loop may count its
+/// Polls in vain, while nothing changes, after which a warp counts as stuck. More than one, because a loop may count its
 /// attempts and give up.
 const PATIENCE: u32 = 64;
 
@@ -41,7 +41,6 @@ fn grid(m: &mut Machine<'_>, template: &prepare::Template, limit: u32) -> Result
     let mut order = Order::new(m.options.order, total);
     let mut resident: Vec<Slot> = Vec::new();
     let mut spare: Vec<Box<Cta>> = Vec::new();
-    let mut idle = 0;
     loop {
         let mut started = false;
         while (resident.len() as u64) < u64::from(limit)
@@ -57,7 +56,6 @@ fn grid(m: &mut Machine<'_>, template: &prepare::Template, limit: u32) -> Result
         counters.max_resident_ctas = counters.max_resident_ctas.max(resident.len() as u64);
         let version = m.version;
         let mut progress = started;
-        let mut polling = false;
         for slot in &mut resident {
             let mut cta = match std::mem::replace(slot, Slot::Ended) {
                 Slot::Waiting(index) => {
@@ -74,9 +72,7 @@ fn grid(m: &mut Machine<'_>, template: &prepare::Template, limit: u32) -> Result
                     spare.push(cta);
                     continue;
                 }
-                Progress::Ran => progress = true,
-                Progress::Polling => polling = true,
-                Progress::Blocked => {}
+                Progress::Going => {}
             }
             *slot = Slot::Running(cta);
         }
@@ -84,14 +80,14 @@ fn grid(m: &mut Machine<'_>, template: &prepare::Template, limit: u32) -> Result
         if m.clock > m.options.instruction_limit {
             return Err(deadlock::limit(m, &resident));
         }
-        if progress || m.version != version {
-            idle = 0;
-            continue;
-        }
-        idle += 1;
         // A kernel that reads a clock may be waiting for time to pass, which it does.
         let patience = if m.program.reads_clock { u32::MAX } else { PATIENCE };
-        if !polling || idle >= patience {
+        let quiet = |slot: &Slot| match slot {
+            Slot::Running(cta) => cta.live_warps().all(|warp| warp.quiet(version, patience)),
+            Slot::Waiting(_) => false,
+            Slot::Ended => true,
+        };
+        if !progress && m.version == version && resident.iter().all(quiet) {
             return Err(deadlock::report(m, &resident, order.left()));
         }
     }
