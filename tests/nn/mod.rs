@@ -8,6 +8,7 @@ mod cross_entropy;
 mod embedding;
 mod gate;
 mod gemm;
+mod modes;
 mod rms_norm;
 mod short_conv;
 mod support;

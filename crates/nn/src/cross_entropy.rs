@@ -44,7 +44,6 @@ pub struct Options {
 }
 
 /// What a launch writes besides the losses.
-#[derive(Default)]
 pub struct Outputs<'a, T> {
     /// `[rows]`: log of the sum of exponentials.
     pub lse: Option<&'a mut dyn DevicePtrMut<f32>>,
@@ -52,6 +51,12 @@ pub struct Outputs<'a, T> {
     pub dlogits: Option<&'a mut dyn DevicePtrMut<T>>,
     /// One word; it becomes 1 if a label is neither [`IGNORED`] nor a class, and is left alone otherwise.
     pub fault: Option<&'a mut dyn DevicePtrMut<u32>>,
+}
+
+impl<T> Default for Outputs<'_, T> {
+    fn default() -> Self {
+        Self { lse: None, dlogits: None, fault: None }
+    }
 }
 
 /// Addresses of [`Outputs`] for [`Plan::run_raw`]; 0 for absent.
@@ -230,6 +235,6 @@ pub fn cross_entropy<T: Element>(
     let device = DeviceInfo::of(stream.context())?;
     let plan = Plan::new(&Shape::dense(rows, classes), &Options { dtype: T::DTYPE, scale: 1.0 }, &device)?;
     let mut loss = memory::allocate(stream, rows, OP)?;
-    plan.run(stream, logits, labels, &mut loss, Outputs { lse: None, dlogits: None, fault: None })?;
+    plan.run(stream, logits, labels, &mut loss, Outputs::default())?;
     Ok(loss)
 }

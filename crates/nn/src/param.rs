@@ -4,10 +4,9 @@ use cudarc::driver::DevicePtr;
 use lookback_device::{DType, Element};
 
 /// A parameter tensor (bias, norm weight) that is absent, or of the activations' type `T`, or `f32`.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub enum Param<'a, T> {
     /// No such parameter.
-    #[default]
     None,
     /// Of the activations' type.
     Same(&'a dyn DevicePtr<T>),

@@ -65,7 +65,6 @@ pub struct Options {
 }
 
 /// What a launch reads besides `x` and `weight`.
-#[derive(Default)]
 pub struct Inputs<'a, T> {
     /// `[channels]`; absent means 0.
     pub bias: Option<&'a dyn DevicePtr<T>>,
@@ -73,6 +72,12 @@ pub struct Inputs<'a, T> {
     pub flags: Option<&'a dyn DevicePtr<u8>>,
     /// `[batch, taps - 1, channels]`: the inputs before the first token, oldest first. Absent means zeros.
     pub state: Option<&'a dyn DevicePtr<T>>,
+}
+
+impl<T> Default for Inputs<'_, T> {
+    fn default() -> Self {
+        Self { bias: None, flags: None, state: None }
+    }
 }
 
 /// Addresses of [`Inputs`] and of the state that comes out, for [`Plan::run_raw`]; 0 for absent.
@@ -126,6 +131,9 @@ impl Plan {
         let taps = ["2", "3", "4"][shape.taps - 2];
         let kernels = Variants::find(OP, "short_conv", options.dtype, &[("taps", taps)])?;
         let plan = Self { shape: *shape, options: *options, policy: Policy::of(shape, device), kernels };
+        if shape.batch == 0 || shape.tokens == 0 {
+            return Ok(plan);
+        }
         // The inner rows first: the extent of the outer ones is computed from them.
         check::readable(OP, "x", &plan.sequence(shape.x_stride_token))?;
         check::readable(OP, "x", &plan.sequences(shape.x_stride_batch))?;
@@ -348,6 +356,6 @@ pub fn short_conv<T: Element>(
     let dense = Shape::dense(shape.batch, shape.tokens, shape.channels, shape.taps);
     let plan = Plan::new(&dense, &Options { dtype: T::DTYPE, activation }, &device)?;
     let mut out = memory::allocate(stream, usize::try_from(plan.out().span()).unwrap_or(usize::MAX), OP)?;
-    plan.run(stream, x, weight, Inputs { bias, flags: None, state: None }, &mut out, None)?;
+    plan.run(stream, x, weight, Inputs { bias, ..Inputs::default() }, &mut out, None)?;
     Ok(out)
 }

@@ -1,0 +1,118 @@
+//! What a GPU leaves to chance must not show: order of blocks, divergence, when copies land; and the tensor cores' own arithmetic.
+
+use super::support::{Input, Layout, Output, Switch, Words, finish, reference};
+use half::bf16;
+use lookback_device::Element;
+use lookback_nn::{
+    Activation, Param, argmax, cross_entropy,
+    gemm::{self, Policy, Tile},
+    rms_norm, short_conv,
+};
+use lookback_reference::gemm as oracle;
+use lookback_suite::{
+    buffer::upload,
+    device,
+    measure::{Gate, assert_close, gate},
+    random::Random,
+};
+
+fn product<T: Element>(shape: gemm::Shape, tile: Tile, (a, b): (&[f64], &[f64])) -> Vec<f64> {
+    let (a, b) = (Input::<T>::dense(a), Input::<T>::dense(b));
+    let mut c = Output::<T>::new(Layout::dense(shape.m, shape.n));
+    let options = gemm::Options { policy: Some(Policy { tile }), ..gemm::Options::new(T::DTYPE) };
+    let plan = gemm::Plan::new(&shape, &options, &device::info()).unwrap();
+    plan.run(&device::stream(), &a.view(), &b.view(), Param::None, &mut c.view_mut()).unwrap();
+    finish();
+    c.read()
+}
+
+/// Every kernel with a barrier, a shuffle or an asynchronous copy, once; all outputs in one vector.
+fn everything() -> Vec<f64> {
+    let mut random = Random::new(21);
+    let mut all = Vec::new();
+    let (m, n, k) = (150, 70, 100);
+    let (a, b) = (random.normals::<bf16>(m * k), random.normals::<bf16>(n * k));
+    for shape in [gemm::Shape::linear(m, n, k), gemm::Shape::plain(m, n, k)] {
+        for tile in [Tile::Small, Tile::Large] {
+            all.extend(product::<bf16>(shape, tile, (&a, &b)));
+            all.extend(product::<f32>(shape, tile, (&a, &b)));
+        }
+    }
+    let stream = device::stream();
+    for (rows, width) in [(11, 60), (3, 1100)] {
+        let x = Input::<bf16>::dense(&a[..rows * width]);
+        let mut out = Output::<bf16>::new(Layout::dense(rows, width));
+        let options = rms_norm::Options { dtype: bf16::DTYPE, eps: 1e-5 };
+        let plan = rms_norm::Plan::new(&rms_norm::Shape::dense(rows, width), &options, &device::info()).unwrap();
+        plan.run(&stream, &x.view(), Param::None, &mut out.view_mut(), None).unwrap();
+
+        let mut found = Words::<i32>::new(rows, -1);
+        let options = argmax::Options { dtype: bf16::DTYPE };
+        let plan = argmax::Plan::new(&argmax::Shape::dense(rows, width), &options, &device::info()).unwrap();
+        plan.run(&stream, &x.view(), &mut found.view_mut()).unwrap();
+
+        let labels = upload(&vec![1_i32; rows]);
+        let mut loss = Output::<f32>::new(Layout::dense(1, rows));
+        let mut dlogits = Output::<bf16>::new(Layout::dense(rows, width));
+        let options = cross_entropy::Options { dtype: bf16::DTYPE, scale: 1.0 };
+        let shape = cross_entropy::Shape::dense(rows, width);
+        let plan = cross_entropy::Plan::new(&shape, &options, &device::info()).unwrap();
+        let mut view = dlogits.view_mut();
+        let outputs = cross_entropy::Outputs { dlogits: Some(&mut view), ..Default::default() };
+        plan.run(&stream, &x.view(), &labels, &mut loss.view_mut(), outputs).unwrap();
+        finish();
+        all.extend(out.read());
+        all.extend(found.read().into_iter().map(f64::from));
+        all.extend(loss.read());
+        all.extend(dlogits.read());
+    }
+    let (tokens, channels) = (100, 40);
+    let x = Input::<bf16>::dense(&a[..tokens * channels]);
+    let mut out = Output::<bf16>::new(Layout::dense(tokens, channels));
+    let options = short_conv::Options { dtype: bf16::DTYPE, activation: Activation::Silu };
+    let shape = short_conv::Shape::dense(1, tokens, channels, 4);
+    let plan = short_conv::Plan::new(&shape, &options, &device::info()).unwrap();
+    let weight = Input::<bf16>::dense(&b[..4 * channels]);
+    plan.run(&stream, &x.view(), &weight.view(), Default::default(), &mut out.view_mut(), None).unwrap();
+    finish();
+    all.extend(out.read());
+    all
+}
+
+#[test]
+fn every_kernel__is_bitwise_the_same_in_every_mode() {
+    let expected = everything();
+    for (key, value, default) in [
+        ("order", "reversed", "inorder"),
+        ("order", "random:5", "inorder"),
+        ("convergence", "random:5", "natural"),
+        ("async", "eager", "late"),
+        ("residency", "1", "auto"),
+        ("quantum", "7", "20000"),
+        ("checks", "off", "on"),
+    ] {
+        let _switch = Switch::set(key, value, default);
+        assert!(everything() == expected, "{key} = {value} changes a result");
+    }
+}
+
+#[test]
+fn gemm__hopper_arithmetic_keeps_the_gates() {
+    let _switch = Switch::set("mma", "hopper", "fma");
+    let mut random = Random::new(32);
+    // All of one sign is the worst case for sums that are cut and not rounded.
+    for (m, n, k, lo) in [(24, 24, 4096, 0.5), (40, 70, 200, -1.5), (16, 16, 8, -1.5)] {
+        let shape = gemm::Shape::linear(m, n, k);
+        let with = oracle::Shape { m, n, k, transposed: true };
+        let (a, b) = (random.uniforms::<f32>(m * k, lo, 1.5), random.uniforms::<f32>(n * k, lo, 1.5));
+        let expected = oracle::forward(&with, &a, &b, None, reference(Activation::None));
+        for tile in [Tile::Small, Tile::Large] {
+            let c = product::<f32>(shape, tile, (&a, &b));
+            assert_close(&format!("f32 {m} {n} {k} {tile:?}"), &c, &expected, n, Gate::F32);
+        }
+        let (a, b) = (random.uniforms::<bf16>(m * k, lo, 1.5), random.uniforms::<bf16>(n * k, lo, 1.5));
+        let expected = oracle::forward(&with, &a, &b, None, reference(Activation::None));
+        let c = product::<bf16>(shape, Tile::Small, (&a, &b));
+        assert_close(&format!("bf16 {m} {n} {k}"), &c, &expected, n, gate(bf16::DTYPE));
+    }
+}
