@@ -19,6 +19,9 @@ const PAGE_LINES: usize = 64;
 #[derive(Debug, Clone, Copy, Default)]
 struct Word {
     write: Mark,
+    /// A write before that one which it does not stand for: an atomic one that nothing orders before it, or a plain one
+    /// before an atomic one, which other atomic ones may meet.
+    covered: Mark,
     first: Mark,
     latest: Mark,
 }
@@ -77,10 +80,12 @@ impl Access<'_> {
         if before.agent == self.mark.agent || before.is_none() || before.bytes() & now.bytes() == 0 {
             return true;
         }
+        before.is_strong_with(now, self.of_own_cta(before)) || self.is_after(before, lanes)
+    }
+
+    /// Whether `lanes` know that the access of `before`, by another warp, has happened.
+    fn is_after(&self, before: Mark, lanes: u32) -> bool {
         let (cta, warp) = ((before.agent - 1) / self.warps, (before.agent - 1) % self.warps);
-        if before.is_strong_with(now, cta == self.cta) {
-            return true;
-        }
         if cta == self.cta {
             self.warp.is_after(warp as usize, before.clock, before.lanes(), lanes)
         } else {
@@ -100,8 +105,10 @@ impl Access<'_> {
         if now.is_non_coherent() && word.write.bytes() & now.bytes() != 0 {
             return Err(Finding::ReadsWritten(word.write));
         }
-        if !self.agrees(word.write, now, lanes) {
-            return Err(Finding::AfterWrite(word.write));
+        for write in [word.write, word.covered] {
+            if !self.agrees(write, now, lanes) {
+                return Err(Finding::AfterWrite(write));
+            }
         }
         if self.lane_order && word.write.agent == now.agent {
             let stale = word.write.clock <= self.warp.ordered || word.write.lanes() == lanes;
@@ -114,8 +121,10 @@ impl Access<'_> {
 
     fn write(&self, word: &Word, now: Mark) -> Result<(), Finding> {
         let lanes = now.lanes();
-        if !self.agrees(word.write, now, lanes) {
-            return Err(Finding::AfterWrite(word.write));
+        for write in [word.write, word.covered] {
+            if !self.agrees(write, now, lanes) {
+                return Err(Finding::AfterWrite(write));
+            }
         }
         for read in [word.first, word.latest] {
             if read.is_non_coherent() && !read.is_none() && read.bytes() & now.bytes() != 0 {
@@ -150,8 +159,18 @@ impl Access<'_> {
     fn record_write(&self, word: &mut Word, now: Mark) {
         let before = word.write;
         let same = before.agent == now.agent && before.clock == now.clock;
-        let write = if same { now.and_bytes(before.bytes()) } else { now };
-        *word = Word { write, ..Word::default() };
+        let write = if same && before.is_strong() == now.is_strong() { now.and_bytes(before.bytes()) } else { now };
+        // A plain write comes after everything before it; an atomic one may have met others.
+        let covered = [before, word.covered].into_iter().find(|write| self.outlives(*write, now)).unwrap_or_default();
+        *word = Word { write, covered, ..Word::default() };
+    }
+
+    /// Whether somebody could be in conflict with the write of `before` and not with that of `now`.
+    fn outlives(&self, before: Mark, now: Mark) -> bool {
+        if before.is_none() || !now.is_strong() || before.bytes() & now.bytes() == 0 {
+            return false;
+        }
+        !before.is_strong() || (before.agent != now.agent && !self.is_after(before, now.lanes()))
     }
 }
 
@@ -257,6 +276,7 @@ impl Line {
             let whole = self.whole;
             words.push(std::array::from_fn(|word| Word {
                 write: whole.write.word(word),
+                covered: whole.covered.word(word),
                 first: whole.first.word(word),
                 latest: whole.latest.word(word),
             }));

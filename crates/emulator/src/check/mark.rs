@@ -90,6 +90,11 @@ impl Mark {
         self.site >> STRENGTH_SHIFT == Strength::NonCoherent as u32
     }
 
+    /// Atomic, volatile or ordered.
+    pub(super) fn is_strong(self) -> bool {
+        matches!(self.site >> STRENGTH_SHIFT, 1 | 2)
+    }
+
     /// Whether two accesses are strong enough for each other.
     pub(super) fn is_strong_with(self, other: Self, same_cta: bool) -> bool {
         let strong = |mark: Self| match mark.site >> STRENGTH_SHIFT {

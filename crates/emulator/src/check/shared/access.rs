@@ -108,10 +108,18 @@ impl<'a> Access<'a> {
             return Err(Finding::InFlight);
         }
         let apart = mark.bytes() & bytes == 0 || (mark.is_strong() && self.strong);
-        if apart || self.warp.is_after(mark.agent(), mark.clock(), 1 << mark.lane(), 1 << lane | self.others) {
-            return Ok(());
-        }
-        Err(Finding::AfterWrite(mark))
+        if apart || self.is_after(mark, lane) { Ok(()) } else { Err(Finding::AfterWrite(mark)) }
+    }
+
+    /// Comes after the write of a word.
+    fn is_after(&self, mark: Mark, lane: u32) -> bool {
+        self.warp.is_after(mark.agent(), mark.clock(), 1 << mark.lane(), 1 << lane | self.others)
+    }
+
+    /// Whether somebody could be in conflict with an earlier write of a word and not with this one: when this one is
+    /// atomic, and the earlier one is not, or is not ordered before it.
+    pub(super) fn leaves(&self, mark: Mark, lane: u32, bytes: u64) -> bool {
+        self.strong && mark.bytes() & bytes != 0 && (!mark.is_strong() || !self.is_after(mark, lane))
     }
 
     /// May the bytes of a word be written, as far as its last read by a warp goes?

@@ -26,7 +26,8 @@ pub(super) struct SharedShadow {
     reads: Vec<Mark>,
     /// Barrier generation of the latest read of each granule.
     read_in: Vec<u32>,
-    /// Words of split granules: four writes, then four reads for each warp.
+    /// Words of split granules: four writes, then four reads for each warp, then four covered writes: those before an
+    /// atomic one that it does not stand for, because nothing orders them or because they were plain.
     words: Vec<Mark>,
     /// Places in `words` that are free again.
     free: Vec<usize>,
@@ -177,6 +178,7 @@ impl SharedShadow {
             let mark = self.words[place + word];
             let found = |finding| piece.found(finding, word, lane);
             access.check_write(mark, lane, bytes).map_err(found)?;
+            access.check_write(self.words[self.covered(place) + word], lane, bytes).map_err(found)?;
             let missing = bytes & !mark.init();
             if missing != 0 {
                 let (finding, offset, lane) = found(Finding::Uninitialised);
@@ -195,7 +197,9 @@ impl SharedShadow {
         let place = self.split(piece.granule);
         for (word, bytes, lane) in piece.words(access.spread) {
             let found = |finding| piece.found(finding, word, lane);
-            access.check_write(self.words[place + word], lane, bytes).map_err(found)?;
+            for write in [self.words[place + word], self.words[self.covered(place) + word]] {
+                access.check_write(write, lane, bytes).map_err(found)?;
+            }
             if self.read_in[piece.granule] >= access.generation {
                 for reader in 0..self.warps {
                     let mark = self.words[place + WORDS * (1 + reader) + word];
@@ -213,7 +217,18 @@ impl SharedShadow {
             let same = before.epoch() == access.mark.epoch() && before.is_strong() == access.strong;
             let mark = access.mark.word(lane, bytes | if same { before.bytes() } else { 0 });
             self.words[place + word] = mark.with_init(before.init() | bytes);
+            let covered = &mut self.words[place + WORDS * (1 + self.warps) + word];
+            if access.leaves(before, lane, bytes) {
+                *covered = before;
+            } else if !access.leaves(*covered, lane, bytes) {
+                *covered = Mark::default();
+            }
         }
+    }
+
+    /// Where the covered writes of the granule are whose words begin at `place`.
+    fn covered(&self, place: usize) -> usize {
+        place + WORDS * (1 + self.warps)
     }
 
     /// Give a granule one mark. All earlier accesses come before it, so what was known of words is no longer needed.
@@ -233,11 +248,12 @@ impl SharedShadow {
         }
         let place = self.free.pop().unwrap_or_else(|| {
             let place = self.words.len();
-            self.words.resize(place + WORDS * (1 + self.warps), Mark::default());
+            self.words.resize(place + WORDS * (2 + self.warps), Mark::default());
             place
         });
         for word in 0..WORDS {
             self.words[place + word] = whole.part(word);
+            self.words[place + WORDS * (1 + self.warps) + word] = Mark::default();
             for reader in 0..self.warps {
                 let read = self.reads[reader * self.marks.len() + granule];
                 self.words[place + WORDS * (1 + reader) + word] = read.part(word);

@@ -120,6 +120,22 @@ fn atomics_meet_and_plain_reads_do_not() {
 }
 
 #[test]
+fn atomics_do_not_hide_what_was_before_them() {
+    let mut scene = Scene::new(3, 1);
+    let counter = scene.data;
+    let mut atomic = |cta| scene.signal(agent(cta, 0), 1, Kind::Atomic, (Order::Relaxed, Scope::Gpu), counter, 10);
+    atomic(0).unwrap();
+    atomic(1).unwrap();
+    // CTA 1 came last, but nothing orders its plain read after what CTA 0 did.
+    expect(scene.global(agent(1, 0), 1, Kind::Load, counter, 4, 12), ViolationKind::Race);
+    let cell = scene.data + 128;
+    scene.global(agent(0, 0), 1, Kind::Store, cell, 4, 13).unwrap();
+    scene.signal(agent(0, 0), 1, Kind::Atomic, (Order::Relaxed, Scope::Gpu), cell, 14).unwrap();
+    let other = scene.signal(agent(1, 0), 1, Kind::Atomic, (Order::Relaxed, Scope::Gpu), cell, 14);
+    expect(other, ViolationKind::Race);
+}
+
+#[test]
 fn the_last_block_may_sum_what_the_others_left() {
     #[derive(PartialEq, Clone, Copy, Debug)]
     enum Way {

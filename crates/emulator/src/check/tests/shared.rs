@@ -99,6 +99,26 @@ fn atomics_do_not_race_with_each_other() {
 }
 
 #[test]
+fn atomics_do_not_hide_what_was_before_them() {
+    // A plain store, then an atomic operation of the same warp: that of another warp races with the store.
+    let mut scene = Scene::new(1, 2);
+    scene.shared(agent(0, 0), 1, Kind::Store, 0, 4, 1).unwrap();
+    scene.shared(agent(0, 0), 1, Kind::Atomic, 0, 4, 2).unwrap();
+    expect(scene.shared(agent(0, 1), 1, Kind::Atomic, 0, 4, 2), ViolationKind::Race);
+    // An atomic operation of each, then a plain read of the warp that came last.
+    let mut scene = Scene::new(1, 2);
+    scene.shared(agent(0, 0), 1, Kind::Store, 0, 4, 1).unwrap();
+    scene.barrier(0, 0, 2);
+    for warp in 0..2 {
+        scene.shared(agent(0, warp), 1, Kind::Atomic, 0, 4, 2).unwrap();
+    }
+    expect(scene.shared(agent(0, 1), 1, Kind::Load, 0, 4, 3), ViolationKind::Race);
+    scene.barrier(0, 0, 2);
+    scene.shared(agent(0, 1), 1, Kind::Load, 0, 4, 3).unwrap();
+    scene.shared(agent(0, 0), 1, Kind::Store, 0, 4, 4).unwrap_err();
+}
+
+#[test]
 fn lanes_of_one_store_must_agree() {
     let mut scene = Scene::new(1, 1);
     let mut addresses: [u32; 32] = std::array::from_fn(|lane| SHARED + 8 * lane as u32);
