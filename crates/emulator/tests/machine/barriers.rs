@@ -46,22 +46,25 @@ fn a_named_barrier_holds_only_its_warps() {
         st.shared.b32 [%mine], %y; bar.sync %id, 64; ld.shared.b32 %y, [%theirs]; bar.sync %id, 64;
         add.u32 %y, %y, 1; add.u32 %turn, %turn, 1; setp.lt.u32 %p, %turn, %turns; @%p bra TURN;
         st.global.u32 [%out], %y;";
-    let expected: Vec<u32> =
-        (0..128).map(|thread| if thread < 64 { thread + 2 } else { (thread ^ 32) + 5 }).collect();
+    let expected: Vec<u32> = (0..128).map(|thread| if thread < 64 { thread + 2 } else { (thread ^ 32) + 5 }).collect();
     assert_eq!(threads(code, 128), expected);
 }
 
 #[test]
 fn unaligned_barriers_collect_a_diverged_warp() {
-    let code = "and.b32 %x, %thread, 1; setp.eq.u32 %p, %x, 0; @%p bra EVEN;
-        barrier.sync 0; st.global.u32 [%out], 1; ret;
-        EVEN: barrier.sync 0; st.global.u32 [%out], 2;";
+    let code = "and.b32 %x, %thread, 1; setp.eq.u32 %p, %x, 0; mov.u32 %y, 1; @!%p bra JOIN; mov.u32 %y, 2;
+        JOIN: barrier.sync 0; st.global.u32 [%out], %y;";
     let machine = Machine::new(&kernel(OUT, &format!("{PROLOGUE}{code}")));
     for convergence in [Convergence::Natural, Convergence::Random(4)] {
         let out = machine.uninitialized(256);
         machine.succeed(1, 64, &[Arg::U64(out)], &options(|o| o.convergence = convergence));
         assert_eq!(machine.read(out, 64), [2, 1].repeat(32));
     }
+    // The two halves may even stand at different barrier instructions.
+    let apart = "and.b32 %x, %thread, 1; setp.eq.u32 %p, %x, 0; @%p bra EVEN;
+        barrier.sync 0; st.global.u32 [%out], 1; ret;
+        EVEN: barrier.sync 0; st.global.u32 [%out], 2;";
+    assert_eq!(threads(apart, 64), [2, 1].repeat(32));
 }
 
 #[test]

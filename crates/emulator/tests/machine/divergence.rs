@@ -147,7 +147,8 @@ fn early_exit_leaves_the_other_lanes_running() {
         let machine = Machine::new(&text);
         let out = machine.uninitialized(128);
         machine.succeed(1, 32, &[Arg::U64(out)], &options);
-        let expected: Vec<u32> = (0..32).map(|lane| [1, 7, 0x01F0_0000][usize::from(lane >= 20) + usize::from(lane == 31)]).collect();
+        let expected: Vec<u32> =
+            (0..32).map(|lane| [1, 7, 0x01F0_0000][usize::from(lane >= 20) + usize::from(lane == 31)]).collect();
         assert_eq!(machine.read(out, 32), expected, "{options:?}");
     }
 }
@@ -221,7 +222,6 @@ fn a_wait_without_end_is_a_deadlock() {
         "ld.volatile.global.u32 %x, [%at]; setp.eq.u32 %p, %x, 0; @%p bra WAIT;",
         "atom.global.cas.b32 %x, [%at], 1, 2; setp.eq.u32 %p, %x, 0; @%p bra WAIT;",
         "nanosleep.u32 20; ld.relaxed.gpu.global.u32 %x, [%at]; setp.eq.u32 %p, %x, 0; @%p bra WAIT;",
-        "bra WAIT;",
     ] {
         let text = kernel(
             ".param .u64 p_flag",
@@ -236,8 +236,9 @@ fn a_wait_without_end_is_a_deadlock() {
 
 #[test]
 fn instructions_are_limited() {
-    let text = kernel("", ".reg .b32 %x; mov.b32 %x, 0;\nMORE: add.u32 %x, %x, 1; bra MORE;");
-    let machine = Machine::new(&text);
-    let fault = machine.run(1, 32, &[], &options(|o| o.instruction_limit = 100_000)).unwrap_err();
-    assert_eq!(fault.kind, FaultKind::InstructionLimit, "{fault}");
+    for code in ["MORE: add.u32 %x, %x, 1; bra MORE;", "MORE: bra MORE;"] {
+        let machine = Machine::new(&kernel("", &format!(".reg .b32 %x; mov.b32 %x, 0;\n{code}")));
+        let fault = machine.run(2, 64, &[], &options(|o| o.instruction_limit = 100_000)).unwrap_err();
+        assert_eq!(fault.kind, FaultKind::InstructionLimit, "{fault}");
+    }
 }

@@ -9,8 +9,20 @@ const NAN_HALF: u64 = 0x7FFF;
 /// Zeros, subnormals, ties, extremes, infinities, NaNs, and a few values without pattern.
 fn singles() -> Vec<u64> {
     let mut bits: Vec<u32> = [
-        0.0, 1.0, 1.5, 2.0, 3.0, 0.1, 1.0 + f32::EPSILON, 1.0 - f32::EPSILON / 2.0, 16_777_215.0, 16_777_216.0, 1e-20,
-        1e20, f32::MIN_POSITIVE, f32::MAX,
+        0.0,
+        1.0,
+        1.5,
+        2.0,
+        3.0,
+        0.1,
+        1.0 + f32::EPSILON,
+        1.0 - f32::EPSILON / 2.0,
+        16_777_215.0,
+        16_777_216.0,
+        1e-20,
+        1e20,
+        f32::MIN_POSITIVE,
+        f32::MAX,
     ]
     .iter()
     .map(|value: &f32| value.to_bits())
@@ -23,8 +35,22 @@ fn singles() -> Vec<u64> {
 }
 
 fn few_singles() -> Vec<u64> {
-    [0x0000_0000, 0x8000_0000, 0x3F80_0000, 0xBFC0_0000, 0x0000_0001, 0x8040_0000, 0x7F7F_FFFF, 0x7F80_0000, 0xFF80_0000,
-        0x7FC0_0001, 0x3380_0000, 0x4B80_0000, 0x0080_0000, 0xB400_0001]
+    [
+        0x0000_0000,
+        0x8000_0000,
+        0x3F80_0000,
+        0xBFC0_0000,
+        0x0000_0001,
+        0x8040_0000,
+        0x7F7F_FFFF,
+        0x7F80_0000,
+        0xFF80_0000,
+        0x7FC0_0001,
+        0x3380_0000,
+        0x4B80_0000,
+        0x0080_0000,
+        0xB400_0001,
+    ]
     .to_vec()
 }
 
@@ -136,7 +162,13 @@ fn quotients_and_roots_of_f32() {
 /// The smaller or larger of two numbers; -0 is smaller than +0.
 fn extreme(a: f64, b: f64, larger: bool, nan_wins: bool) -> f64 {
     if a.is_nan() || b.is_nan() {
-        return if nan_wins { f64::NAN } else if a.is_nan() { b } else { a };
+        return if nan_wins {
+            f64::NAN
+        } else if a.is_nan() {
+            b
+        } else {
+            a
+        };
     }
     let a_first = a.total_cmp(&b).is_le();
     if a_first != larger { a } else { b }
@@ -196,10 +228,11 @@ fn minima_signs_and_comparisons_of_f32() {
 
 #[test]
 fn double_precision() {
-    let doubles: Vec<u64> = [0.0, -0.0, 1.0, -1.5, 0.1, 1e300, -1e-300, 5e-324, f64::MAX, f64::INFINITY, f64::MIN_POSITIVE]
-        .iter()
-        .map(|value: &f64| value.to_bits())
-        .collect();
+    let doubles: Vec<u64> =
+        [0.0, -0.0, 1.0, -1.5, 0.1, 1e300, -1e-300, 5e-324, f64::MAX, f64::INFINITY, f64::MIN_POSITIVE]
+            .iter()
+            .map(|value: &f64| value.to_bits())
+            .collect();
     let pairs = cross(&[&doubles, &doubles]);
     let triples = cross(&[&doubles, &doubles, &doubles]);
     let double = f64::from_bits;
@@ -294,7 +327,8 @@ fn arithmetic_of_f16_and_bf16() {
                 half.bits(extreme(half.value(v[0]), half.value(v[1]), larger, false))
             });
         }
-        let numbers: Vec<Vec<u64>> = cross(&[&half.values()]).into_iter().filter(|v| !half.value(v[0]).is_nan()).collect();
+        let numbers: Vec<Vec<u64>> =
+            cross(&[&half.values()]).into_iter().filter(|v| !half.value(v[0]).is_nan()).collect();
         check(&format!("neg.{} %d, %a;", half.name), B16, &[B16], &numbers, |v| v[0] ^ 0x8000);
         check(&format!("abs.{} %d, %a;", half.name), B16, &[B16], &numbers, |v| v[0] & 0x7FFF);
         check(&format!("setp.lt.{} %p, %a, %b; selp.b32 %d, 1, 0, %p;", half.name), B32, &[B16, B16], &pairs, |v| {
@@ -338,7 +372,9 @@ fn conversions_between_formats() {
     }
     check("cvt.rna.tf32.f32 %d, %a;", B32, &[R32], &cross(&[&singles()]), |v| {
         let special = v[0] & 0x7F80_0000 == 0x7F80_0000;
-        if special && single(v[0]).is_nan() { return v[0] & !0x1FFF }
+        if special && single(v[0]).is_nan() {
+            return v[0] & !0x1FFF;
+        }
         if special { v[0] } else { v[0] + 0x1000 & !0x1FFF }
     });
     check("cvt.f64.f32 %d, %a;", R64, &[R32], &cross(&[&few_singles()[..9]]), |v| single(v[0]).to_bits());
@@ -358,7 +394,20 @@ fn conversions_between_formats() {
 #[test]
 fn conversions_between_numbers_and_integers() {
     let mut rows = cross(&[&singles()]);
-    for value in [0.5, 1.5, 2.5, -0.5, -2.5, 2147483520.0, 2147483648.0, 4294967040.0, 4294967296.0, -2147483648.0, 9.3e18, 1.9e19f32] {
+    for value in [
+        0.5,
+        1.5,
+        2.5,
+        -0.5,
+        -2.5,
+        2147483520.0,
+        2147483648.0,
+        4294967040.0,
+        4294967296.0,
+        -2147483648.0,
+        9.3e18,
+        1.9e19f32,
+    ] {
         rows.push(vec![u64::from(value.to_bits())]);
     }
     let whole = |value: f64, mode: Mode| match mode {
@@ -372,17 +421,24 @@ fn conversions_between_numbers_and_integers() {
         check(&format!("cvt.{name}i.s32.f32 %d, %a;"), B32, &[R32], &rows, |v| {
             u64::from(whole(single(v[0]), mode) as i32 as u32)
         });
-        check(&format!("cvt.{name}i.u32.f32 %d, %a;"), B32, &[R32], &rows, |v| u64::from(whole(single(v[0]), mode) as u32));
+        check(&format!("cvt.{name}i.u32.f32 %d, %a;"), B32, &[R32], &rows, |v| {
+            u64::from(whole(single(v[0]), mode) as u32)
+        });
         let numbers: Vec<Vec<u64>> = rows.iter().filter(|v| !single(v[0]).is_nan()).cloned().collect();
         let wide = crate::harness::B64;
-        check(&format!("cvt.{name}i.s64.f32 %d, %a;"), wide, &[R32], &numbers, |v| whole(single(v[0]), mode) as i64 as u64);
+        check(&format!("cvt.{name}i.s64.f32 %d, %a;"), wide, &[R32], &numbers, |v| {
+            whole(single(v[0]), mode) as i64 as u64
+        });
         check(&format!("cvt.{name}i.u64.f32 %d, %a;"), wide, &[R32], &numbers, |v| whole(single(v[0]), mode) as u64);
-        check(&format!("cvt.{name}i.f32.f32 %d, %a;"), R32, &[R32], &numbers, |v| single_bits(whole(single(v[0]), mode)));
+        check(&format!("cvt.{name}i.f32.f32 %d, %a;"), R32, &[R32], &numbers, |v| {
+            single_bits(whole(single(v[0]), mode))
+        });
 
-        let words: Vec<Vec<u64>> = [0, 1, 16_777_217, 16_777_219, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF, 0xFF00_0081u32]
-            .iter()
-            .map(|word| vec![u64::from(*word)])
-            .collect();
+        let words: Vec<Vec<u64>> =
+            [0, 1, 16_777_217, 16_777_219, 0x7FFF_FFFF, 0x8000_0000, 0xFFFF_FFFF, 0xFF00_0081u32]
+                .iter()
+                .map(|word| vec![u64::from(*word)])
+                .collect();
         check(&format!("cvt.{name}.f32.u32 %d, %a;"), R32, &[B32], &words, |v| {
             single_bits(Real::exact(v[0] as f64).round(F32, mode))
         });
@@ -436,13 +492,16 @@ fn approximations_keep_their_promises() {
         let limit = if exact.abs() < 1.0 { 2f64.powi(-22) } else { 2f64.powi(-22) * exact.abs() };
         assert!((found - exact).abs() <= limit, "lg2 of {:e}", single(row[0]));
     }
-    for (code, function) in [("sin.approx.f32 %d, %a;", f64::sin as fn(f64) -> f64), ("cos.approx.f32 %d, %a;", f64::cos)] {
+    for (code, function) in
+        [("sin.approx.f32 %d, %a;", f64::sin as fn(f64) -> f64), ("cos.approx.f32 %d, %a;", f64::cos)]
+    {
         let near: Vec<Vec<u64>> = small.iter().filter(|row| single(row[0]).abs() < 6.28).cloned().collect();
         for (row, found) in near.iter().zip(elementwise(code, R32, &[R32], &near)) {
             assert!((single(found) - function(single(row[0]))).abs() <= 2f64.powi(-20), "{code} of {}", single(row[0]));
         }
     }
-    let pairs: Vec<Vec<u64>> = (0..2000).map(|i| vec![positive[i][0] % 0x2000_0000 + 0x3000_0000, small[i][0]]).collect();
+    let pairs: Vec<Vec<u64>> =
+        (0..2000).map(|i| vec![positive[i][0] % 0x2000_0000 + 0x3000_0000, small[i][0]]).collect();
     for code in ["div.approx.f32 %d, %a, %b;", "div.full.f32 %d, %a, %b;"] {
         for (row, found) in pairs.iter().zip(elementwise(code, R32, &[R32, R32], &pairs)) {
             let error = ulps(f32::from_bits(found as u32), single(row[0]) / single(row[1]));

@@ -85,8 +85,7 @@ impl Machine {
 
     /// Runs the kernel on `ctas` blocks of `threads`.
     pub fn run(&self, ctas: u32, threads: u32, args: &[Arg], options: &Options) -> Result<Counters, Fault> {
-        let config =
-            LaunchConfig { grid: [ctas, 1, 1], block: [threads, 1, 1], dynamic_shared: 0, cooperative: false };
+        let config = LaunchConfig { grid: [ctas, 1, 1], block: [threads, 1, 1], dynamic_shared: 0, cooperative: false };
         launch(&self.program, &self.memory, &config, &pack(args), options)
     }
 

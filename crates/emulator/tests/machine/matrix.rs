@@ -80,11 +80,46 @@ struct Shape {
 }
 
 const SHAPES: [Shape; 8] = [
-    Shape { name: "m16n8k16.row.col.f32.f16.f16.f32", k: 16, packed: 2, registers: [4, 2], one: 0x3C00, product: 0x3F80_0000 },
-    Shape { name: "m16n8k8.row.col.f32.f16.f16.f32", k: 8, packed: 2, registers: [2, 1], one: 0x3C00, product: 0x3F80_0000 },
-    Shape { name: "m16n8k16.row.col.f32.bf16.bf16.f32", k: 16, packed: 2, registers: [4, 2], one: 0x3F80, product: 0x3F80_0000 },
-    Shape { name: "m16n8k8.row.col.f32.bf16.bf16.f32", k: 8, packed: 2, registers: [2, 1], one: 0x3F80, product: 0x3F80_0000 },
-    Shape { name: "m16n8k8.row.col.f32.tf32.tf32.f32", k: 8, packed: 1, registers: [4, 2], one: 0x3F80_0000, product: 0x3F80_0000 },
+    Shape {
+        name: "m16n8k16.row.col.f32.f16.f16.f32",
+        k: 16,
+        packed: 2,
+        registers: [4, 2],
+        one: 0x3C00,
+        product: 0x3F80_0000,
+    },
+    Shape {
+        name: "m16n8k8.row.col.f32.f16.f16.f32",
+        k: 8,
+        packed: 2,
+        registers: [2, 1],
+        one: 0x3C00,
+        product: 0x3F80_0000,
+    },
+    Shape {
+        name: "m16n8k16.row.col.f32.bf16.bf16.f32",
+        k: 16,
+        packed: 2,
+        registers: [4, 2],
+        one: 0x3F80,
+        product: 0x3F80_0000,
+    },
+    Shape {
+        name: "m16n8k8.row.col.f32.bf16.bf16.f32",
+        k: 8,
+        packed: 2,
+        registers: [2, 1],
+        one: 0x3F80,
+        product: 0x3F80_0000,
+    },
+    Shape {
+        name: "m16n8k8.row.col.f32.tf32.tf32.f32",
+        k: 8,
+        packed: 1,
+        registers: [4, 2],
+        one: 0x3F80_0000,
+        product: 0x3F80_0000,
+    },
     Shape { name: "m16n8k32.row.col.s32.s8.s8.s32", k: 32, packed: 4, registers: [4, 2], one: 1, product: 1 },
     Shape { name: "m16n8k16.row.col.s32.u8.s8.s32", k: 16, packed: 4, registers: [2, 1], one: 1, product: 1 },
     Shape { name: "m16n8k32.row.col.s32.u8.u8.s32", k: 32, packed: 4, registers: [4, 2], one: 1, product: 1 },
@@ -173,7 +208,12 @@ fn one_hot_products_show_the_layout() {
                 for c in 0..8 {
                     let hit = (r, c) == (*row, *column) && k == other;
                     let expected = if hit { shape.product } else { 0 };
-                    assert_eq!(*Fragments::c(words, r, c), expected, "{} A({row},{k}) B({other},{column}) D({r},{c})", shape.name);
+                    assert_eq!(
+                        *Fragments::c(words, r, c),
+                        expected,
+                        "{} A({row},{k}) B({other},{column}) D({r},{c})",
+                        shape.name
+                    );
                 }
             }
         }

@@ -87,7 +87,16 @@ impl Real {
             (true, rest) => (whole, if rest > 0.0 { -1 } else { -2 }),
             _ => {
                 let distance = if fraction == 0.5 { rest } else { fraction - 0.5 };
-                (whole, if distance > 0.0 { 1 } else if distance < 0.0 { -1 } else { 0 })
+                (
+                    whole,
+                    if distance > 0.0 {
+                        1
+                    } else if distance < 0.0 {
+                        -1
+                    } else {
+                        0
+                    },
+                )
             }
         };
         let inexact = side != -2;

@@ -40,7 +40,6 @@ fn unknown_instructions_modifiers_and_operands() {
         "atom.global.sub.u32 %a, [%w], 1;",
         "shfl.up.b32 %a, %a, 1, 0;",
         "shfl.sync.left.b32 %a, %a, 1, 0, -1;",
-        "bar.sync 16;",
         "bar.wait 0;",
         "cp.async.cg.shared.global [%a], [%w], 8;",
         "cp.async.ca.shared.global [%a], [%w], 12;",

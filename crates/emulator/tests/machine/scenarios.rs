@@ -89,7 +89,13 @@ pub fn prefix_sum(text: &str, tiles: usize, options: &Options) -> Result<(), Fau
     ];
     machine.run(tiles as u32, 32, &args, options)?;
     let mut sum = 0;
-    let expected: Vec<u32> = input.iter().map(|value| { sum += value; sum }).collect();
+    let expected: Vec<u32> = input
+        .iter()
+        .map(|value| {
+            sum += value;
+            sum
+        })
+        .collect();
     assert_eq!(machine.read(out, tiles * 32), expected);
     Ok(())
 }
@@ -162,9 +168,8 @@ fn fragments(text: &str, options: &Options) -> Result<(), Fault> {
     let out = machine.uninitialized(512);
     let args = [Arg::U64(machine.bytes(&bytes_a)), Arg::U64(machine.bytes(&bytes_b)), Arg::U64(out)];
     machine.run(1, 64, &args, options)?;
-    let expected: Vec<u32> = (0..128)
-        .map(|i| (0..16).map(|k| a(i / 8, k) * b(k, i % 8)).sum::<f32>().to_bits())
-        .collect();
+    let expected: Vec<u32> =
+        (0..128).map(|i| (0..16).map(|k| a(i / 8, k) * b(k, i % 8)).sum::<f32>().to_bits()).collect();
     assert_eq!(machine.read(out, 128), expected);
     Ok(())
 }

@@ -24,7 +24,8 @@ fn look_back_with_tickets_runs_in_any_order() {
 
 #[test]
 fn look_back_without_tickets_needs_ctas_to_start_in_order() {
-    let text = scenario("lookback").text.replace("atom.global.add.u32 %tile, [%ticket], 1;", "mov.u32 %tile, %ctaid.x;");
+    let text =
+        scenario("lookback").text.replace("atom.global.add.u32 %tile, [%ticket], 1;", "mov.u32 %tile, %ctaid.x;");
     for residency in [Some(1), Some(3), None] {
         prefix_sum(&text, 20, &options(|o| o.residency = residency)).unwrap();
     }
@@ -76,7 +77,9 @@ fn impossible_launches_are_refused() {
     let machine = Machine::new(text);
     let run = |grid, block, dynamic_shared| {
         let config = LaunchConfig { grid, block, dynamic_shared, cooperative: false };
-        launch(&machine.program, &machine.memory, &config, &[], &Options::default()).map(|_| ()).map_err(|fault| fault.kind)
+        launch(&machine.program, &machine.memory, &config, &[], &Options::default())
+            .map(|_| ())
+            .map_err(|fault| fault.kind)
     };
     assert_eq!(run([1; 3], [128, 1, 1], 0), Ok(()));
     assert_eq!(run([1; 3], [16, 8, 1], 227 * 1024), Ok(()));
@@ -127,7 +130,9 @@ fn the_same_options_give_the_same_counters() {
 
 #[test]
 fn without_checks_the_results_are_the_same() {
-    for name in ["pipeline", "reduce", "lookback", "handoff", "histogram", "transpose", "segments", "phases", "fragments"] {
+    for name in
+        ["pipeline", "reduce", "lookback", "handoff", "histogram", "transpose", "segments", "phases", "fragments"]
+    {
         let scenario = scenario(name);
         (scenario.run)(scenario.text, &options(|o| o.checks = Checks::Off)).unwrap_or_else(|fault| panic!("{fault}"));
     }

@@ -27,6 +27,8 @@ struct Mutant {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Under {
     Any,
+    /// The lanes of a warp stay together, so that they do it with one instruction.
+    Converged,
     /// Warps take turns after every instruction.
     FineTurns,
     /// CTAs start from the last, one at a time.
@@ -39,14 +41,16 @@ fn schedules(under: Under) -> Vec<Options> {
         |_| (),
         |o| o.async_copies = AsyncCopies::Eager,
         |o| (o.order, o.quantum) = (CtaOrder::Reversed, 3),
-        |o| (o.order, o.quantum) = (CtaOrder::Random(11), 1),
+        |o| (o.order, o.quantum) = (CtaOrder::Random(11), 5),
         |o| (o.convergence, o.quantum) = (Convergence::Random(5), 7),
         |o| (o.convergence, o.async_copies) = (Convergence::Random(77), AsyncCopies::Eager),
     ];
     let mut all: Vec<Options> = changes.iter().map(|change| options(change)).collect();
     for options in &mut all {
+        options.instruction_limit = 1_000_000;
         match under {
             Under::Any => {}
+            Under::Converged => options.convergence = Convergence::Natural,
             Under::FineTurns => options.quantum = 1,
             Under::ReversedOneByOne => (options.order, options.residency) = (CtaOrder::Reversed, Some(1)),
         }
@@ -74,7 +78,7 @@ fn mutants() -> Vec<Mutant> {
             "pipeline",
             "barrier after the wait for cp.async dropped",
             &[("bar.sync        0;", "")],
-            &[AsyncMisuse, Race],
+            &[AsyncMisuse, Race, Uninitialized],
             &["ld.shared.v4.u32"],
         ),
         bug(
@@ -94,7 +98,10 @@ fn mutants() -> Vec<Mutant> {
         bug(
             "pipeline",
             "both stages are the same buffer",
-            &[("%stage, %step, 1;               // stage to fill", "%stage, %step, 0;"), ("%stage, %stage, 1;", "%stage, %stage, 0;")],
+            &[
+                ("%stage, %step, 1;               // stage to fill", "%stage, %step, 0;"),
+                ("%stage, %stage, 1;", "%stage, %stage, 0;"),
+            ],
             &[AsyncMisuse, Race],
             &["ld.shared.v4.u32", "cp.async.cg"],
         ),
@@ -115,7 +122,10 @@ fn mutants() -> Vec<Mutant> {
         bug(
             "pipeline",
             "one row past the end is copied",
-            &[("setp.lt.u32     %inside", "setp.le.u32     %inside"), ("sub.u32         %last, %rows, 1;", "mov.u32 %last, %rows;")],
+            &[
+                ("setp.lt.u32     %inside", "setp.le.u32     %inside"),
+                ("sub.u32         %last, %rows, 1;", "mov.u32 %last, %rows;"),
+            ],
             &[IllegalAddress],
             &["cp.async.cg"],
         ),
@@ -199,7 +209,7 @@ fn mutants() -> Vec<Mutant> {
         bug(
             "reduce",
             "read past the end of shared memory",
-            &[("[partial];", "[partial+8];")],
+            &[("[partial];", "[partial+16];")],
             &[IllegalAddress],
             &["ld.shared.v2.f32"],
         ),
@@ -213,7 +223,10 @@ fn mutants() -> Vec<Mutant> {
         bug(
             "reduce",
             "shuffle that some lanes of its mask never reach",
-            &[("shfl.sync.bfly.b32 %other, %sum, 16,", "@%inside shfl.sync.bfly.b32 %other, %sum, 16,")],
+            &[(
+                "shfl.sync.bfly.b32 %other, %sum, 16,",
+                "mov.f32 %other, %sum; @%inside shfl.sync.bfly.b32 %other, %sum, 16,",
+            )],
             &[Divergence, Deadlock],
             &["%other, %sum, 16,"],
         ),
@@ -267,7 +280,11 @@ fn mutants() -> Vec<Mutant> {
             "flag polled with plain loads",
             &[("ld.acquire.gpu.global.u32", "ld.global.u32")],
             &[Race],
-            &["ld.global.u32 %flag", "st.release.gpu.global.u32 [%my_flag], 1", "st.release.gpu.global.u32 [%my_flag], 2"],
+            &[
+                "ld.global.u32 %flag",
+                "st.release.gpu.global.u32 [%my_flag], 1",
+                "st.release.gpu.global.u32 [%my_flag], 2",
+            ],
         ),
         bug(
             "lookback",
@@ -320,7 +337,10 @@ fn mutants() -> Vec<Mutant> {
         bug(
             "handoff",
             "both sides wait for a warp that is not there",
-            &[("bar.sync        1, 64;", "bar.sync        1, 96;"), ("bar.arrive      1, 64;", "bar.arrive      1, 96;")],
+            &[
+                ("bar.sync        1, 64;", "bar.sync        1, 96;"),
+                ("bar.arrive      1, 64;", "bar.arrive      1, 96;"),
+            ],
             &[BarrierMisuse, Deadlock],
             &["bar.sync        1, 96;", "bar.arrive      1, 96;", "// wait for empty"],
         ),
@@ -354,7 +374,13 @@ fn mutants() -> Vec<Mutant> {
         ),
         under(
             Under::ReversedOneByOne,
-            bug("grid_barrier", "co-residency needed, one CTA resident", &[], &[Deadlock], &["ld.relaxed.gpu", "@%more bra      WAIT"]),
+            bug(
+                "grid_barrier",
+                "co-residency needed, one CTA resident",
+                &[],
+                &[Deadlock],
+                &["ld.relaxed.gpu", "@%more bra      WAIT"],
+            ),
         ),
         bug(
             "grid_barrier",
@@ -401,7 +427,10 @@ fn mutants() -> Vec<Mutant> {
         bug(
             "histogram",
             "shared counter not atomic",
-            &[("red.shared.add.u32 [%bin], 1;", "ld.shared.b32 %count, [%bin]; add.u32 %count, %count, %thread; st.shared.b32 [%bin], %count;")],
+            &[(
+                "red.shared.add.u32 [%bin], 1;",
+                "ld.shared.b32 %count, [%bin]; add.u32 %count, %count, %thread; st.shared.b32 [%bin], %count;",
+            )],
             &[Race],
             &["st.shared.b32 [%bin]"],
         ),
@@ -482,19 +511,25 @@ fn mutants() -> Vec<Mutant> {
             &[IllegalInstruction, Divergence, Uninitialized],
             &["%other, %value, 16,"],
         ),
-        bug(
-            "segments",
-            "lanes of one vote disagree on the mask",
-            &[("%members, 0x0000ffff;", "%members, 0xffffffff;")],
-            &[IllegalInstruction, Divergence, Deadlock],
-            &["vote.sync"],
+        under(
+            Under::Converged,
+            bug(
+                "segments",
+                "lanes of one vote disagree on the mask",
+                &[("%members, 0x0000ffff;", "%members, 0xffffffff;")],
+                &[IllegalInstruction, Divergence, Deadlock],
+                &["vote.sync"],
+            ),
         ),
-        bug(
-            "segments",
-            "two lanes store different values to one word",
-            &[("shr.u32         %place, %lane, 4;", "shr.u32         %place, %lane, 5;")],
-            &[Race],
-            &["st.global.u32 [%out], %value;"],
+        under(
+            Under::Converged,
+            bug(
+                "segments",
+                "two lanes store different values to one word",
+                &[("shr.u32         %place, %lane, 4;", "shr.u32         %place, %lane, 5;")],
+                &[Race],
+                &["st.global.u32 [%out], %value;"],
+            ),
         ),
         bug(
             "phases",
@@ -528,7 +563,7 @@ fn mutants() -> Vec<Mutant> {
             "phases",
             "waits for the phase before",
             &[("and.b32         %parity, %round, 1;", "not.b32 %parity, %round; and.b32 %parity, %parity, 1;")],
-            &[AsyncMisuse, Race],
+            &[AsyncMisuse, Race, Uninitialized],
             &["ld.shared.b32"],
         ),
         bug(

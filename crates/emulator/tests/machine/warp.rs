@@ -153,7 +153,8 @@ fn special_registers() {
         cooperative: false,
     };
     let params = crate::harness::pack(&[Arg::U64(out)]);
-    lookback_emulator::launch::launch(&machine.program, &machine.memory, &config, &params, &Options::default()).unwrap();
+    lookback_emulator::launch::launch(&machine.program, &machine.memory, &config, &params, &Options::default())
+        .unwrap();
     let found = machine.read(out, 12 * 24 * 8);
     for (index, words) in found.chunks_exact(8).enumerate() {
         let (thread, cta) = (index as u32 % 24, index as u32 / 24);
