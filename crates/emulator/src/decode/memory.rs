@@ -152,7 +152,7 @@ fn load_param(d: &mut Decoder<'_>, data: [Slot; 4], element: Element) -> Decoded
         return Err(d.error(format!("the access lies outside parameter {}", param.name)));
     }
     let start = param.offset + *offset as u32;
-    if start % element.total() != 0 {
+    if !start.is_multiple_of(element.total()) {
         return Err(d.error("the parameter access is misaligned"));
     }
     for index in 0..u32::from(element.count) {

@@ -35,18 +35,12 @@ pub(super) struct Arrival {
 }
 
 /// The copies of one warp that have been issued and not waited for.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Copies {
     queue: Vec<Copy>,
     /// Groups that each lane has committed.
     committed: [u32; 32],
     pub(super) arrivals: Vec<Arrival>,
-}
-
-impl Default for Copies {
-    fn default() -> Self {
-        Self { queue: Vec::new(), committed: [0; 32], arrivals: Vec::new() }
-    }
 }
 
 impl Copies {
@@ -112,7 +106,7 @@ pub(super) fn issue(
     source(m, block, warp, &from, bytes, whole, pc)?;
     // A short read needs only its own bytes to be there, at the alignment of the whole copy.
     for lane in (0..32usize).filter(|lane| (reading & !whole) >> lane & 1 == 1) {
-        if from[lane] % u64::from(bytes) != 0 {
+        if !from[lane].is_multiple_of(u64::from(bytes)) {
             return Err(m.misaligned(block, warp.index, lane as u32, pc, from[lane], bytes));
         }
         if let Err(fault) = m.view.resolve(from[lane], u64::from(read[lane])) {
@@ -238,13 +232,7 @@ pub(super) fn wait(
 }
 
 /// Complete the lanes that `which` names of each copy: at a wait, or on an mbarrier.
-fn land(
-    m: &mut Machine<'_>,
-    block: &mut Block,
-    warp: &mut Warp,
-    on: Option<u32>,
-    which: impl Fn(&Copy) -> u32,
-) {
+fn land(m: &mut Machine<'_>, block: &mut Block, warp: &mut Warp, on: Option<u32>, which: impl Fn(&Copy) -> u32) {
     let agent = m.agent(block, warp.index);
     for copy in &mut warp.copies.queue {
         let lanes = which(copy) & copy.in_flight;

@@ -177,7 +177,7 @@ fn execute(
     if let Some(threads) = barrier.threads {
         m.require(block, warp, threads, mask, pc)?;
         expected = warp.row(threads)[lead];
-        if expected == 0 || expected % 32 != 0 || expected > 1024 {
+        if expected == 0 || !expected.is_multiple_of(32) || expected > 1024 {
             return misuse(m, block, format!("{expected} threads at barrier {id}: not a multiple of 32 up to 1024"));
         }
     }

@@ -171,7 +171,6 @@ fn sources(mode: ShuffleMode, b: &[u32; 32], c: &[u32; 32]) -> ([u32; 32], u32) 
 }
 
 /// `vote.sync`
-#[expect(clippy::too_many_arguments, reason = "the operands of one instruction")]
 pub(super) fn vote(
     m: &mut Machine<'_>,
     block: &Block,
@@ -241,7 +240,6 @@ pub(super) fn matching(
 }
 
 /// `redux.sync`
-#[expect(clippy::too_many_arguments, reason = "the operands of one instruction")]
 pub(super) fn redux(
     m: &mut Machine<'_>,
     block: &Block,
@@ -274,7 +272,6 @@ pub(super) fn redux(
 }
 
 /// `elect.sync`: the lowest lane leads.
-#[expect(clippy::too_many_arguments, reason = "the operands of one instruction")]
 pub(super) fn elect(
     m: &mut Machine<'_>,
     block: &Block,

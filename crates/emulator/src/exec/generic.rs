@@ -130,7 +130,7 @@ fn params(
             let message = format!("{bytes} bytes at offset {offset:#x} of a parameter block of {}", m.params.len());
             return Err(m.fault(FaultKind::IllegalAddress, block, warp.index, Some(lane as u32), pc, message));
         }
-        if offset % u64::from(bytes) != 0 {
+        if !offset.is_multiple_of(u64::from(bytes)) {
             return Err(m.misaligned(block, warp.index, lane as u32, pc, offset, bytes));
         }
     }

@@ -199,17 +199,17 @@ fn minima_signs_and_comparisons_of_f32() {
     type Test = fn(f64, f64) -> bool;
     let tests: [(&str, Test); 14] = [
         ("eq", |a, b| a == b),
-        ("ne", |a, b| a < b || a > b),
+        ("ne", |a, b| a != b),
         ("lt", |a, b| a < b),
         ("le", |a, b| a <= b),
         ("gt", |a, b| a > b),
         ("ge", |a, b| a >= b),
         ("equ", |a, b| a == b || a.is_nan() || b.is_nan()),
         ("neu", |a, b| a != b),
-        ("ltu", |a, b| !(a >= b)),
-        ("leu", |a, b| !(a > b)),
-        ("gtu", |a, b| !(a <= b)),
-        ("geu", |a, b| !(a < b)),
+        ("ltu", |a, b| a < b || a.is_nan() || b.is_nan()),
+        ("leu", |a, b| a <= b || a.is_nan() || b.is_nan()),
+        ("gtu", |a, b| a > b || a.is_nan() || b.is_nan()),
+        ("geu", |a, b| a >= b || a.is_nan() || b.is_nan()),
         ("num", |a, b| !a.is_nan() && !b.is_nan()),
         ("nan", |a, b| a.is_nan() || b.is_nan()),
     ];
@@ -375,7 +375,7 @@ fn conversions_between_formats() {
         if special && single(v[0]).is_nan() {
             return v[0] & !0x1FFF;
         }
-        if special { v[0] } else { v[0] + 0x1000 & !0x1FFF }
+        if special { v[0] } else { (v[0] + 0x1000) & !0x1FFF }
     });
     check("cvt.f64.f32 %d, %a;", R64, &[R32], &cross(&[&few_singles()[..9]]), |v| single(v[0]).to_bits());
     let doubles: Vec<Vec<u64>> =
@@ -495,7 +495,8 @@ fn approximations_keep_their_promises() {
     for (code, function) in
         [("sin.approx.f32 %d, %a;", f64::sin as fn(f64) -> f64), ("cos.approx.f32 %d, %a;", f64::cos)]
     {
-        let near: Vec<Vec<u64>> = small.iter().filter(|row| single(row[0]).abs() < 6.28).cloned().collect();
+        let near: Vec<Vec<u64>> =
+            small.iter().filter(|row| single(row[0]).abs() < std::f64::consts::TAU).cloned().collect();
         for (row, found) in near.iter().zip(elementwise(code, R32, &[R32], &near)) {
             assert!((single(found) - function(single(row[0]))).abs() <= 2f64.powi(-20), "{code} of {}", single(row[0]));
         }

@@ -75,8 +75,8 @@ fn arithmetic_of_32_bits() {
             ("sub.sat.s32 %d, %a, %b;", |v| signed(s(v[0]).saturating_sub(s(v[1])))),
             ("mul.lo.u32 %d, %a, %b;", |v| word(u(v[0]).wrapping_mul(u(v[1])))),
             ("mul.lo.s32 %d, %a, %b;", |v| word(u(v[0]).wrapping_mul(u(v[1])))),
-            ("mul.hi.u32 %d, %a, %b;", |v| v[0] * v[1] >> 32),
-            ("mul.hi.s32 %d, %a, %b;", |v| word((i64::from(s(v[0])) * i64::from(s(v[1])) >> 32) as u32)),
+            ("mul.hi.u32 %d, %a, %b;", |v| (v[0] * v[1]) >> 32),
+            ("mul.hi.s32 %d, %a, %b;", |v| word(((i64::from(s(v[0])) * i64::from(s(v[1]))) >> 32) as u32)),
             ("min.u32 %d, %a, %b;", |v| v[0].min(v[1])),
             ("max.u32 %d, %a, %b;", |v| v[0].max(v[1])),
             ("min.s32 %d, %a, %b;", |v| signed(s(v[0]).min(s(v[1])))),
@@ -98,9 +98,9 @@ fn products_and_sums() {
         &[
             ("mad.lo.u32 %d, %a, %b, %c;", |v| word(u(v[0]).wrapping_mul(u(v[1])).wrapping_add(u(v[2])))),
             ("mad.lo.s32 %d, %a, %b, %c;", |v| word(u(v[0]).wrapping_mul(u(v[1])).wrapping_add(u(v[2])))),
-            ("mad.hi.u32 %d, %a, %b, %c;", |v| word(((v[0] * v[1] >> 32) as u32).wrapping_add(u(v[2])))),
+            ("mad.hi.u32 %d, %a, %b, %c;", |v| word((((v[0] * v[1]) >> 32) as u32).wrapping_add(u(v[2])))),
             ("mad.hi.s32 %d, %a, %b, %c;", |v| {
-                word(((i64::from(s(v[0])) * i64::from(s(v[1])) >> 32) as u32).wrapping_add(u(v[2])))
+                word((((i64::from(s(v[0])) * i64::from(s(v[1]))) >> 32) as u32).wrapping_add(u(v[2])))
             }),
             ("sad.u32 %d, %a, %b, %c;", |v| word(u(v[0]).abs_diff(u(v[1])).wrapping_add(u(v[2])))),
         ],
@@ -325,8 +325,8 @@ fn arithmetic_of_64_bits() {
             ("add.s64 %d, %a, %b;", |v| v[0].wrapping_add(v[1])),
             ("sub.u64 %d, %a, %b;", |v| v[0].wrapping_sub(v[1])),
             ("mul.lo.u64 %d, %a, %b;", |v| v[0].wrapping_mul(v[1])),
-            ("mul.hi.u64 %d, %a, %b;", |v| (u128::from(v[0]) * u128::from(v[1]) >> 64) as u64),
-            ("mul.hi.s64 %d, %a, %b;", |v| (i128::from(v[0] as i64) * i128::from(v[1] as i64) >> 64) as u64),
+            ("mul.hi.u64 %d, %a, %b;", |v| ((u128::from(v[0]) * u128::from(v[1])) >> 64) as u64),
+            ("mul.hi.s64 %d, %a, %b;", |v| ((i128::from(v[0] as i64) * i128::from(v[1] as i64)) >> 64) as u64),
             ("mad.lo.u64 %d, %a, %b, 9;", |v| v[0].wrapping_mul(v[1]).wrapping_add(9)),
             ("min.u64 %d, %a, %b;", |v| v[0].min(v[1])),
             ("max.u64 %d, %a, %b;", |v| v[0].max(v[1])),
@@ -379,9 +379,9 @@ fn carries() {
         B32,
         &[B32, B32],
         &[
-            ("add.cc.u32 %d, %a, %b; addc.u32 %d, 0, 0;", |v| v[0] + v[1] >> 32),
+            ("add.cc.u32 %d, %a, %b; addc.u32 %d, 0, 0;", |v| (v[0] + v[1]) >> 32),
             ("add.cc.u32 %d, %a, %b; addc.cc.u32 %d, %a, 0; addc.u32 %d, 0, 0;", |v| {
-                (v[0] + (v[0] + v[1] >> 32)) >> 32
+                (v[0] + ((v[0] + v[1]) >> 32)) >> 32
             }),
         ],
     );
@@ -393,10 +393,10 @@ fn arithmetic_of_16_bits() {
         B16,
         &[B16, B16],
         &[
-            ("add.u16 %d, %a, %b;", |v| v[0] + v[1] & 0xFFFF),
+            ("add.u16 %d, %a, %b;", |v| (v[0] + v[1]) & 0xFFFF),
             ("sub.s16 %d, %a, %b;", |v| v[0].wrapping_sub(v[1]) & 0xFFFF),
-            ("mul.lo.u16 %d, %a, %b;", |v| v[0] * v[1] & 0xFFFF),
-            ("mul.hi.u16 %d, %a, %b;", |v| v[0] * v[1] >> 16),
+            ("mul.lo.u16 %d, %a, %b;", |v| (v[0] * v[1]) & 0xFFFF),
+            ("mul.hi.u16 %d, %a, %b;", |v| (v[0] * v[1]) >> 16),
             ("min.u16 %d, %a, %b;", |v| v[0].min(v[1])),
             ("max.s16 %d, %a, %b;", |v| u64::from((v[0] as i16).max(v[1] as i16) as u16)),
             ("and.b16 %d, %a, %b;", |v| v[0] & v[1]),

@@ -61,7 +61,7 @@ fn stmatrix_and_movmatrix_mirror_ldmatrix() {
         let (row, column) = (lane / 4, lane % 4 * 2);
         let transposed = (column * 8 + row) | ((column + 1) * 8 + row) << 16;
         assert_eq!(found[lane as usize], transposed);
-        assert_eq!(found[32 + lane as usize], 2 * lane | (2 * lane + 1) << 16);
+        assert_eq!(found[32 + lane as usize], (2 * lane) | ((2 * lane + 1) << 16));
     }
 }
 
@@ -155,7 +155,7 @@ fn product(shape: &Shape) -> Machine {
         list("b", of_b),
         c = list("c", 4)
     );
-    Machine::new(&kernel(".param .u64 p_data", &body.replace(".f32 {%c", ".f32 {%c")))
+    Machine::new(&kernel(".param .u64 p_data", &body))
 }
 
 /// The fragments of one product: 12 words for each lane, A in 0..4, B in 4..6, C in 8..12.
