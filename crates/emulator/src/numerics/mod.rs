@@ -134,16 +134,23 @@ pub fn has_avx2_fma() -> bool {
     }
 }
 
-/// Defines a function whose `#[inline(always)]` body is compiled twice, once for AVX2 and FMA, and picked at run time.
+/// Defines a function whose `#[inline(always)]` body is compiled twice, once for AVX2 and FMA, and picked at run time. With a
+/// second body, that one is compiled for AVX2 and FMA; it must give the same results.
 macro_rules! dispatched {
     ($(#[$meta:meta])* pub fn $name:ident($($arg:ident: $ty:ty),* $(,)?) -> $ret:ty = $body:path;) => {
+        $crate::numerics::dispatched! {
+            $(#[$meta])*
+            pub fn $name($($arg: $ty),*) -> $ret = $body, $body;
+        }
+    };
+    ($(#[$meta:meta])* pub fn $name:ident($($arg:ident: $ty:ty),* $(,)?) -> $ret:ty = $body:path, $wide:path;) => {
         $(#[$meta])*
         pub fn $name($($arg: $ty),*) -> $ret {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma")]
                 fn wide($($arg: $ty),*) -> $ret {
-                    $body($($arg),*)
+                    $wide($($arg),*)
                 }
                 if $crate::numerics::has_avx2_fma() {
                     // SAFETY: the CPU was just asked for both features.

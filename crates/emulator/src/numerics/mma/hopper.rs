@@ -7,16 +7,17 @@
 //!
 //! A NaN, or infinities that do not agree, give the canonical NaN.
 
+mod rows;
+
 use super::layout::{self, MatrixA, MatrixB, MatrixC};
 use crate::numerics::float16::Half;
 use crate::numerics::{Lanes, NAN_F32, dispatched};
+use rows::{Operands, Sums};
 
 /// Bits kept below the binary point of the largest term.
 const FRACTION: i32 = 25;
 /// The exponent of a zero operand: low enough to never be the largest.
 const ZERO: i32 = -10_000;
-/// Below this, a largest exponent leaves the range where `f32` products do the alignment exactly.
-const LOWEST: i32 = -80;
 
 /// The exponent of an operand whose format has `smallest` for its subnormals; 128 for infinity and NaN.
 #[inline(always)]
@@ -38,11 +39,6 @@ fn exponents<const N: usize>(m: &[[u32; N]; 16], smallest: i32) -> ([[i32; N]; 1
 }
 
 /// `2^n` for the exponents of normal numbers.
-#[inline(always)]
-fn power_f32(n: i32) -> f32 {
-    f32::from_bits(((n + 127) as u32) << 23)
-}
-
 #[inline(always)]
 fn power_f64(n: i32) -> f64 {
     f64::from_bits(((i64::from(n) + 1023) as u64) << 52)
@@ -76,54 +72,32 @@ fn element(formats: Formats, row: &[u32; 16], b: &MatrixB, j: usize, c: u32) -> 
     (0..k).fold(0.0 + aligned(value(c)), |sum, p| sum + aligned(value(row[p]) * value(b[p][j]))) * unit
 }
 
-/// The exact sums. Products of two operands of at most 11 bits are exact in `f32`, scaling by a power of two is exact, and
-/// the conversion to an integer truncates as the aligning shifter does.
+/// Every element of D: as `pick` takes it from the rows, or as `round` makes it from an exact sum where they do not serve.
+/// `WIDE` is for a caller that is compiled for AVX2.
 #[inline(always)]
-fn sums(formats: Formats, a: &MatrixA, b: &MatrixB, c: &MatrixC) -> [[f64; 8]; 16] {
-    let Formats { k, factors, accumulator } = formats;
-    let (a_exponents, a_top) = exponents(a, factors);
-    let (b_exponents, b_top) = exponents(b, factors);
-    let (c_exponents, c_top) = exponents(c, accumulator);
-    let regular = a_top.max(b_top).max(c_top) < 128 && a_top + b_top <= 125;
-    let mut d = [[0.0; 8]; 16];
-    for i in 0..16 {
-        if !regular {
+fn multiply<const WIDE: bool, T: Copy + Default>(
+    formats: Formats,
+    a: &MatrixA,
+    b: &MatrixB,
+    c: &MatrixC,
+    pick: impl Fn(&Sums) -> [[T; 8]; 16],
+    round: impl Fn(f64) -> T,
+) -> [[T; 8]; 16] {
+    let (a_exponents, a_top) = exponents(a, formats.factors);
+    let (b_exponents, b_top) = exponents(b, formats.factors);
+    let (c_exponents, c_top) = exponents(c, formats.accumulator);
+    let (mut d, mut left) = ([[T::default(); 8]; 16], u32::MAX);
+    // Numbers only, and no product overflows.
+    if a_top.max(b_top).max(c_top) < 128 && a_top + b_top <= 125 {
+        let (a_exponents, b_exponents, c_exponents) = (&a_exponents, &b_exponents, &c_exponents);
+        let operands = Operands { k: formats.k, a, a_exponents, b, b_exponents, c, c_exponents };
+        let sums = if WIDE { operands.wide() } else { operands.plain() };
+        (d, left) = (pick(&sums), sums.low);
+    }
+    if left != 0 {
+        for i in (0..16).filter(|i| left >> i & 1 == 1) {
             for j in 0..8 {
-                d[i][j] = element(formats, &a[i], b, j, c[i][j]);
-            }
-            continue;
-        }
-        let mut largest = c_exponents[i];
-        for p in 0..k {
-            for j in 0..8 {
-                largest[j] = largest[j].max(a_exponents[i][p] + b_exponents[p][j]);
-            }
-        }
-        let mut scale = [0.0; 8];
-        let mut low = 0;
-        for j in 0..8 {
-            low |= u32::from((largest[j] < LOWEST) & (largest[j] > 2 * ZERO / 3));
-            largest[j] = largest[j].max(LOWEST);
-            scale[j] = power_f32(FRACTION - largest[j]);
-        }
-        // SAFETY: both callers pass finite numbers below 2^27: a product is below 4 and the accumulator below 2 times
-        // 2^largest, and `scale` is at most 2^(25 - largest).
-        let truncate = |x: f32| unsafe { x.to_int_unchecked::<i32>() };
-        let mut products = [0i32; 8];
-        for p in 0..k {
-            let x = f32::from_bits(a[i][p]);
-            for j in 0..8 {
-                // Sixteen terms below 2^27 stay below 2^31.
-                products[j] += truncate(x * f32::from_bits(b[p][j]) * scale[j]);
-            }
-        }
-        for j in 0..8 {
-            let addend = truncate(f32::from_bits(c[i][j]) * scale[j]);
-            d[i][j] = (f64::from(products[j]) + f64::from(addend)) * power_f64(largest[j] - FRACTION);
-        }
-        if low != 0 {
-            for j in 0..8 {
-                d[i][j] = element(formats, &a[i], b, j, c[i][j]);
+                d[i][j] = round(element(formats, &a[i], b, j, c[i][j]));
             }
         }
     }
@@ -141,60 +115,67 @@ fn truncate_f32(x: f64) -> u32 {
 }
 
 #[inline(always)]
-fn multiply(formats: Formats, a: &MatrixA, b: &MatrixB, c: &MatrixC) -> [Lanes; 4] {
-    let exact = sums(formats, a, b, c);
-    let mut d = [[0; 8]; 16];
-    for (to, x) in d.as_flattened_mut().iter_mut().zip(exact.as_flattened()) {
-        *to = truncate_f32(*x);
-    }
-    layout::d_words(&d)
+fn multiply_words<const WIDE: bool>(formats: Formats, a: &MatrixA, b: &MatrixB, c: &MatrixC) -> [Lanes; 4] {
+    layout::d_words(&multiply::<WIDE, u32>(formats, a, b, c, |sums| sums.truncated, truncate_f32))
 }
 
 #[inline(always)]
-pub(super) fn half_body(format: Half, k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
+pub(super) fn half_body<const WIDE: bool>(
+    format: Half,
+    k: usize,
+    a: [&Lanes; 4],
+    b: [&Lanes; 2],
+    c: [&Lanes; 4],
+) -> [Lanes; 4] {
     let c = layout::c_words(c);
     match (format, k) {
         (Half::F16, 16) => {
             let formats = Formats { k: 16, factors: -14, accumulator: -126 };
-            multiply(formats, &layout::a_half(Half::F16, 16, a), &layout::b_half(Half::F16, 16, b), &c)
+            multiply_words::<WIDE>(formats, &layout::a_half(Half::F16, 16, a), &layout::b_half(Half::F16, 16, b), &c)
         }
         (Half::Bf16, 16) => {
             let formats = Formats { k: 16, factors: -126, accumulator: -126 };
-            multiply(formats, &layout::a_half(Half::Bf16, 16, a), &layout::b_half(Half::Bf16, 16, b), &c)
+            multiply_words::<WIDE>(formats, &layout::a_half(Half::Bf16, 16, a), &layout::b_half(Half::Bf16, 16, b), &c)
         }
         _ => {
             let factors = if format == Half::F16 { -14 } else { -126 };
             let formats = Formats { k: 8, factors, accumulator: -126 };
-            multiply(formats, &layout::a_half(format, 8, a), &layout::b_half(format, 8, b), &c)
+            multiply_words::<WIDE>(formats, &layout::a_half(format, 8, a), &layout::b_half(format, 8, b), &c)
         }
     }
 }
 
 dispatched! {
     /// `f16` or `bf16`, accumulated in `f32`.
-    pub fn half(format: Half, k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] = half_body;
+    pub fn half(format: Half, k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] = half_body::<false>, half_body::<true>;
 }
 
 #[inline(always)]
-pub(super) fn half_to_half_body(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
+pub(super) fn half_to_half_body<const WIDE: bool>(
+    k: usize,
+    a: [&Lanes; 4],
+    b: [&Lanes; 2],
+    c: [&Lanes; 4],
+) -> [Lanes; 4] {
     let formats = Formats { k, factors: -14, accumulator: -14 };
     let c = layout::c_pairs(c);
-    let exact = sums(formats, &layout::a_half(Half::F16, k, a), &layout::b_half(Half::F16, k, b), &c);
+    let (a, b) = (layout::a_half(Half::F16, k, a), layout::b_half(Half::F16, k, b));
+    let exact = multiply::<WIDE, f64>(formats, &a, &b, &c, |sums| sums.exact, |exact| exact);
     layout::d_pairs(&exact, |x| Half::F16.narrow_f64(x))
 }
 
 dispatched! {
     /// `f16` throughout.
-    pub fn half_to_half(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] = half_to_half_body;
+    pub fn half_to_half(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] = half_to_half_body::<false>, half_to_half_body::<true>;
 }
 
 #[inline(always)]
-pub(super) fn tf32_body(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
+pub(super) fn tf32_body<const WIDE: bool>(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] {
     let formats = Formats { k, factors: -126, accumulator: -126 };
-    multiply(formats, &layout::a_tf32(k, a), &layout::b_tf32(k, b), &layout::c_words(c))
+    multiply_words::<WIDE>(formats, &layout::a_tf32(k, a), &layout::b_tf32(k, b), &layout::c_words(c))
 }
 
 dispatched! {
     /// `tf32`, accumulated in `f32`.
-    pub fn tf32(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] = tf32_body;
+    pub fn tf32(k: usize, a: [&Lanes; 4], b: [&Lanes; 2], c: [&Lanes; 4]) -> [Lanes; 4] = tf32_body::<false>, tf32_body::<true>;
 }

@@ -402,10 +402,12 @@ fn every_cpu_gives_the_same_bits() {
             let (a, b, c) = ([&a[0], &a[1], &a[2], &a[3]], [&b[0], &b[1]], [&c[0], &c[1], &c[2], &c[3]]);
             let plain = match form {
                 Form::Half { format, k } => {
-                    [fast::half_body(format, k, a, b, c), hopper::half_body(format, k, a, b, c)]
+                    [fast::half_body(format, k, a, b, c), hopper::half_body::<false>(format, k, a, b, c)]
                 }
-                Form::HalfToHalf { k } => [fast::half_to_half_body(k, a, b, c), hopper::half_to_half_body(k, a, b, c)],
-                Form::Tf32 { k } => [fast::tf32_body(k, a, b, c), hopper::tf32_body(k, a, b, c)],
+                Form::HalfToHalf { k } => {
+                    [fast::half_to_half_body(k, a, b, c), hopper::half_to_half_body::<false>(k, a, b, c)]
+                }
+                Form::Tf32 { k } => [fast::tf32_body(k, a, b, c), hopper::tf32_body::<false>(k, a, b, c)],
                 Form::Bytes { k, a_signed, b_signed, saturate } => {
                     [integer::bytes_body(k, a_signed, b_signed, saturate, a, b, c); 2]
                 }
