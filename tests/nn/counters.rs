@@ -51,6 +51,10 @@ fn product<T: Element>(shape: gemm::Shape, tile: Tile, terms: u64) {
     let run = || plan.run(&device::stream(), &a.view(), &b.view(), Param::None, &mut c.view_mut()).unwrap();
     let Some(counters) = counted(run) else { return };
     let what = format!("gemm {} {right:?} {tile:?} {m} {n} {k}", T::DTYPE);
+    if tile == Tile::Skinny {
+        assert_streams(&what, &counters, plan.bytes_moved());
+        return;
+    }
     assert_streams(&what, &counters, plan.bytes_moved());
     if [m, n, k].iter().all(|extent| extent.is_multiple_of(64)) {
         assert_coalesced(&what, &counters);
@@ -71,6 +75,10 @@ fn gemm__counters_are_at_the_floor() {
             product::<f32>(gemm::Shape::linear(m, n, k), tile, 3);
             product::<f32>(gemm::Shape::plain(m, n, k), tile, 3);
         }
+    }
+    for m in [1, 8, 16] {
+        product::<bf16>(gemm::Shape::linear(m, 256, 1024), Tile::Skinny, 1);
+        product::<f32>(gemm::Shape::linear(m, 256, 1024), Tile::Skinny, 3);
     }
 }
 

@@ -1,6 +1,6 @@
 use super::support::{Input, Layout, Output, Words, finish};
 use half::{bf16, f16};
-use lookback_device::{DType, Element, Error};
+use lookback_device::{DType, DeviceInfo, Element, Error};
 use lookback_nn::embedding::{Options, Plan, Shape, embedding};
 use lookback_suite::{
     buffer::{download, upload},
@@ -25,7 +25,9 @@ fn case<T: Element>(tokens: usize, n_ids: usize, vocabulary: usize, width: usize
         out_stride: (width + 2 * gap) as i64,
         ..Shape::dense(tokens, n_ids, vocabulary, width)
     };
-    let plan = Plan::new(&shape, &Options { dtype: T::DTYPE }, &device::info()).unwrap();
+    // With one multiprocessor there are few blocks, so that threads walk several columns.
+    let info = DeviceInfo { sm_count: 1, ..device::info() };
+    let plan = Plan::new(&shape, &Options { dtype: T::DTYPE }, &info).unwrap();
     let (mut out_view, mut fault_view) = (out.view_mut(), fault.view_mut());
     plan.run(&device::stream(), &table_in.view(), &ids_in, &mut out_view, Some(&mut fault_view)).unwrap();
     finish();
@@ -49,6 +51,7 @@ fn sizes<T: Element>() {
     }
     case::<T>(2, 2, 5, 256 * vec + vec, 0, 0);
     case::<T>(2, 2, 5, 300, 0, 1);
+    case::<T>(17, 1, 5, 300 * vec, 0, 0);
 }
 
 #[test]

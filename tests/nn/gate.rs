@@ -1,6 +1,6 @@
 use super::support::{Input, Layout, Output, address, finish, reference};
 use half::{bf16, f16};
-use lookback_device::{DType, Element, Error};
+use lookback_device::{DType, DeviceInfo, Element, Error};
 use lookback_nn::{
     Activation,
     gate::{Options, Plan, Shape, gate},
@@ -11,6 +11,11 @@ use lookback_suite::{
     measure::{assert_close, gate as bound},
     random::Random,
 };
+
+/// A device of one multiprocessor gets few blocks, so that threads walk several columns.
+fn small_device() -> DeviceInfo {
+    DeviceInfo { sm_count: 1, ..device::info() }
+}
 
 fn case<T: Element>(rows: usize, width: usize, gap: usize, shift: usize, activation: Activation) {
     let mut random = Random::new((rows * 1000 + width) as u64);
@@ -26,7 +31,7 @@ fn case<T: Element>(rows: usize, width: usize, gap: usize, shift: usize, activat
         y_stride: (width + 2 * gap) as i64,
         out_stride: (width + gap) as i64,
     };
-    let plan = Plan::new(&shape, &Options { dtype: T::DTYPE, activation }, &device::info()).unwrap();
+    let plan = Plan::new(&shape, &Options { dtype: T::DTYPE, activation }, &small_device()).unwrap();
     plan.run(&device::stream(), &x_in.view(), &y_in.view(), &mut out.view_mut()).unwrap();
     finish();
     let expected = lookback_reference::gate::forward(&x, &y, reference(activation));
@@ -36,7 +41,9 @@ fn case<T: Element>(rows: usize, width: usize, gap: usize, shift: usize, activat
 
 fn sizes<T: Element>() {
     let vec = 16 / T::DTYPE.size();
-    for (rows, width) in [(0, 8), (8, 0), (1, 1), (3, 7), (5, vec), (2, 63), (33, 64), (7, 257), (1, 256 * vec + vec)] {
+    for (rows, width) in
+        [(0, 8), (8, 0), (1, 1), (3, 7), (5, vec), (2, 63), (33, 64), (7, 257), (1, 256 * vec + vec), (13, 600 * vec)]
+    {
         case::<T>(rows, width, 0, 0, Activation::Silu);
         case::<T>(rows, width, vec, 0, Activation::Gelu);
         case::<T>(rows, width, 1, 1, Activation::Sigmoid);

@@ -130,6 +130,31 @@ fn gemm__bf16_off_alignment() {
     edges::<bf16, bf16>(Right::Plain, Tile::Small, 3);
 }
 
+/// Up to 16 rows, rows of whole 16 bytes.
+fn skinny<T: Element, O: Element>() {
+    let chunk = 16 / T::DTYPE.size();
+    for m in [0, 1, 2, 7, 8, 9, 15, 16] {
+        for (n, k) in [(1, 8), (15, 40), (16, 512), (17, 1096), (40, 0), (200, 64)] {
+            let k = k / 8 * chunk;
+            let case = Case { activation: Activation::Silu, ..Case::new(Right::Transposed, Tile::Skinny, m, n, k) };
+            check::<T, O>(Case { bias: Bias::Same, ..case });
+            if n == 17 {
+                check::<T, O>(Case { gap: 8, bias: Bias::F32, ..case });
+            }
+        }
+    }
+    // Off the alignment the plan falls back to small tiles.
+    check::<T, O>(Case { shift: 1, bias: Bias::Same, ..Case::new(Right::Transposed, Tile::Skinny, 3, 20, 2 * chunk) });
+}
+
+#[test]
+fn gemm__skinny() {
+    skinny::<f32, f32>();
+    skinny::<bf16, bf16>();
+    skinny::<f16, f16>();
+    skinny::<bf16, f32>();
+}
+
 /// The variants that differ in conversions alone get fewer sizes.
 fn few<T: Element, O: Element>() {
     for right in [Right::Transposed, Right::Plain] {
@@ -179,13 +204,13 @@ fn gemm__f32_long_sum_keeps_its_digits() {
     assert_close("long sum", &c, &expected, n, Gate::F32);
 }
 
-fn special<T: Element>(k: usize) {
-    let (m, n) = (70, 66);
+fn special<T: Element>(m: usize, k: usize) {
+    let n = 66;
     let mut random = Random::new(13);
     let (mut a, mut b) = (random.normals::<T>(m * k), random.normals::<T>(n * k));
     a[3 * k + k - 1] = f64::NAN;
-    a[40 * k] = f64::INFINITY;
-    a[69 * k + k - 1] = f64::NEG_INFINITY;
+    a[m / 2 * k] = f64::INFINITY;
+    a[(m - 1) * k + k - 1] = f64::NEG_INFINITY;
     b[5 * k] = 0.0;
     b[65 * k + k / 2] = f64::INFINITY;
     b[7 * k + k - 1] = f64::NAN;
@@ -197,16 +222,16 @@ fn special<T: Element>(k: usize) {
         let c: Vec<f64> = download(&c).into_iter().map(Element::to_f64).collect();
         let shape = oracle::Shape { m, n, k, transposed: true };
         let expected = oracle::forward(&shape, &a, &b, None, reference(Activation::None));
-        assert_close(&format!("special {} k {k} shift {shift}", T::DTYPE), &c, &expected, n, gate(T::DTYPE));
+        assert_close(&format!("special {} m {m} k {k} shift {shift}", T::DTYPE), &c, &expected, n, gate(T::DTYPE));
     }
 }
 
 #[test]
 fn gemm__nan_and_infinities_stay_in_their_row_and_column() {
-    special::<f32>(24);
-    special::<f32>(67);
-    special::<bf16>(40);
-    special::<bf16>(67);
+    for (m, k) in [(70, 24), (70, 67), (10, 24), (16, 40)] {
+        special::<f32>(m, k);
+        special::<bf16>(m, k);
+    }
 }
 
 #[test]
@@ -223,6 +248,11 @@ fn gemm__bad_calls_are_refused() {
     assert!(matches!(refused(Shape { ldc: 7, ..dense }, &options), Error::Layout { arg: "c", .. }));
     let halves = Options { out: DType::F16, ..Options::new(DType::Bf16) };
     assert!(matches!(refused(dense, &halves), Error::Dtype { arg: "out", .. }));
+
+    let skinny = Options { policy: Some(Policy { tile: Tile::Skinny }), ..options };
+    for shape in [Shape::linear(17, 8, 16), Shape::plain(4, 8, 16), Shape::linear(4, 8, 15)] {
+        assert!(matches!(refused(shape, &skinny), Error::NoKernel { .. }));
+    }
 
     let plan = Plan::new(&dense, &options, &info).unwrap();
     let (a, b) = (Input::<f32>::dense(&[1.0; 64]), Input::<f32>::dense(&[1.0; 128]));

@@ -38,6 +38,9 @@ fn everything() -> Vec<f64> {
             all.extend(product::<f32>(shape, tile, (&a, &b)));
         }
     }
+    let few = gemm::Shape::linear(11, n, k - k % 8);
+    all.extend(product::<bf16>(few, Tile::Skinny, (&a[..few.m * few.k], &b[..few.n * few.k])));
+    all.extend(product::<f32>(few, Tile::Skinny, (&a[..few.m * few.k], &b[..few.n * few.k])));
     let stream = device::stream();
     for (rows, width) in [(11, 60), (3, 1100)] {
         let x = Input::<bf16>::dense(&a[..rows * width]);
@@ -101,18 +104,22 @@ fn gemm__hopper_arithmetic_keeps_the_gates() {
     let _switch = Switch::set("mma", "hopper", "fma");
     let mut random = Random::new(32);
     // All of one sign is the worst case for sums that are cut and not rounded.
-    for (m, n, k, lo) in [(24, 24, 4096, 0.5), (40, 70, 200, -1.5), (16, 16, 8, -1.5)] {
+    for (m, n, k, lo) in [(16, 24, 4096, 0.5), (40, 70, 200, -1.5), (16, 16, 8, -1.5)] {
         let shape = gemm::Shape::linear(m, n, k);
         let with = oracle::Shape { m, n, k, transposed: true };
         let (a, b) = (random.uniforms::<f32>(m * k, lo, 1.5), random.uniforms::<f32>(n * k, lo, 1.5));
         let expected = oracle::forward(&with, &a, &b, None, reference(Activation::None));
-        for tile in [Tile::Small, Tile::Large] {
+        let tiles = [Tile::Small, Tile::Large, Tile::Skinny];
+        let tiles = &tiles[..if m <= 16 { 3 } else { 2 }];
+        for &tile in tiles {
             let c = product::<f32>(shape, tile, (&a, &b));
             assert_close(&format!("f32 {m} {n} {k} {tile:?}"), &c, &expected, n, Gate::F32);
         }
         let (a, b) = (random.uniforms::<bf16>(m * k, lo, 1.5), random.uniforms::<bf16>(n * k, lo, 1.5));
         let expected = oracle::forward(&with, &a, &b, None, reference(Activation::None));
-        let c = product::<bf16>(shape, Tile::Small, (&a, &b));
-        assert_close(&format!("bf16 {m} {n} {k}"), &c, &expected, n, gate(bf16::DTYPE));
+        for &tile in tiles {
+            let c = product::<bf16>(shape, tile, (&a, &b));
+            assert_close(&format!("bf16 {m} {n} {k} {tile:?}"), &c, &expected, n, gate(bf16::DTYPE));
+        }
     }
 }

@@ -3,7 +3,7 @@
 use crate::{
     check::{self, Placed, Rows},
     memory,
-    rows::{BLOCK, Cover, Variants},
+    rows::{Cover, Variants},
 };
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, sys::CUdeviceptr};
 use lookback_device::{DType, DeviceInfo, Element, Result, launch};
@@ -49,6 +49,7 @@ pub struct Plan {
     shape: Shape,
     options: Options,
     kernels: Variants,
+    sm_count: u32,
 }
 
 impl Plan {
@@ -57,13 +58,13 @@ impl Plan {
     /// # Errors
     /// [`Error::Range`](crate::Error::Range) ← an extent too large; [`Error::Layout`](crate::Error::Layout) ← a negative table
     /// stride, or rows of `out` that overlap.
-    pub fn new(shape: &Shape, options: &Options, _device: &DeviceInfo) -> Result<Self> {
+    pub fn new(shape: &Shape, options: &Options, device: &DeviceInfo) -> Result<Self> {
         check::range(OP, "tokens", shape.tokens, 0, check::MAX_EXTENT)?;
         check::range(OP, "ids_per_token", shape.ids_per_token, 0, check::MAX_EXTENT)?;
         check::range(OP, "vocabulary", shape.vocabulary, 0, check::MAX_EXTENT)?;
         check::range(OP, "width", shape.width, 0, check::MAX_EXTENT)?;
         let kernels = Variants::find(OP, "embedding", options.dtype, &[])?;
-        let plan = Self { shape: *shape, options: *options, kernels };
+        let plan = Self { shape: *shape, options: *options, kernels, sm_count: device.sm_count };
         check::readable(OP, "table", &plan.table())?;
         check::writable(OP, "out", &plan.out())?;
         Ok(plan)
@@ -166,7 +167,7 @@ impl Plan {
             return Ok(());
         }
         let (kernel, vec) = self.kernels.pick(&[(table, &table_rows), (out, &out_rows)]);
-        let cover = Cover::new(tokens, width, vec, BLOCK);
+        let cover = Cover::new(tokens, width, vec, self.sm_count);
         let args = lookback_kernels::args::Embedding {
             p_table: table,
             p_ids: ids,

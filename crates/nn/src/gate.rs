@@ -4,7 +4,7 @@ use crate::{
     Activation,
     check::{self, Rows},
     memory,
-    rows::{BLOCK, Cover, Variants},
+    rows::{Cover, Variants},
 };
 use bytemuck::Zeroable;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, sys::CUdeviceptr};
@@ -51,6 +51,7 @@ pub struct Plan {
     shape: Shape,
     options: Options,
     kernels: Variants,
+    sm_count: u32,
 }
 
 impl Plan {
@@ -59,10 +60,15 @@ impl Plan {
     /// # Errors
     /// [`Error::Range`](crate::Error::Range) ← an extent too large; [`Error::Layout`](crate::Error::Layout) ← a negative input
     /// stride, or rows of `out` that overlap.
-    pub fn new(shape: &Shape, options: &Options, _device: &DeviceInfo) -> Result<Self> {
+    pub fn new(shape: &Shape, options: &Options, device: &DeviceInfo) -> Result<Self> {
         check::range(OP, "rows", shape.rows, 0, check::MAX_EXTENT)?;
         check::range(OP, "width", shape.width, 0, check::MAX_EXTENT)?;
-        let plan = Self { shape: *shape, options: *options, kernels: Variants::find(OP, "gate", options.dtype, &[])? };
+        let plan = Self {
+            shape: *shape,
+            options: *options,
+            kernels: Variants::find(OP, "gate", options.dtype, &[])?,
+            sm_count: device.sm_count,
+        };
         check::readable(OP, "x", &plan.rows(shape.x_stride))?;
         check::readable(OP, "y", &plan.rows(shape.y_stride))?;
         check::writable(OP, "out", &plan.rows(shape.out_stride))?;
@@ -142,7 +148,7 @@ impl Plan {
             return Ok(());
         }
         let (kernel, vec) = self.kernels.pick(&[(x, &x_rows), (y, &y_rows), (out, &out_rows)]);
-        let cover = Cover::new(rows, width, vec, BLOCK);
+        let cover = Cover::new(rows, width, vec, self.sm_count);
         let args = lookback_kernels::args::Gate {
             p_x: x,
             p_y: y,

@@ -80,13 +80,31 @@ pub(crate) struct Cover {
     pub grid: [u32; 3],
 }
 
+/// Blocks for each multiprocessor beyond which a thread walks several columns instead.
+const BLOCKS_PER_SM: usize = 16;
+/// The driver's limit on the y extent of a grid.
+const MAX_GRID_Y: usize = 65_535;
+
 impl Cover {
-    /// As few of the block's threads to a row as reach its end in one access; wider rows get more blocks.
-    pub fn new(rows: usize, width: usize, vec: u32, block: usize) -> Self {
+    /// As few of the block's threads to a row as reach its end in one access; wider rows get more blocks, up to some for each
+    /// of the multiprocessors.
+    pub fn new(rows: usize, width: usize, vec: u32, sm_count: u32) -> Self {
+        let whole = Self::whole(rows, width, vec, BLOCK);
+        let wanted = (sm_count.max(1) as usize * BLOCKS_PER_SM).div_ceil(whole.grid[0].max(1) as usize);
+        let columns = whole.grid[1].min(wanted as u32);
+        Self {
+            column_step: whole.column_step / whole.grid[1].max(1) * columns,
+            grid: [whole.grid[0], columns, 1],
+            ..whole
+        }
+    }
+
+    /// One access for each thread, while the grid allows it.
+    pub fn whole(rows: usize, width: usize, vec: u32, block: usize) -> Self {
         let accesses = width.div_ceil(vec as usize);
         let lane_bits = accesses.min(block).next_power_of_two().trailing_zeros();
         let lanes = 1_usize << lane_bits;
-        let columns = accesses.div_ceil(lanes).min(65_535);
+        let columns = accesses.div_ceil(lanes).min(MAX_GRID_Y);
         Self {
             lane_bits,
             column_step: (columns * lanes) as u32 * vec,
@@ -103,13 +121,15 @@ mod tests {
     fn a_cover_reaches_every_element() {
         for rows in [1, 2, 7, 1000] {
             for width in [1, 2, 3, 31, 256, 257, 2048, 5000] {
-                for vec in [1, 4, 8] {
-                    let cover = Cover::new(rows, width, vec, BLOCK);
+                for (vec, sm_count) in [(1, 132), (4, 132), (8, 1)] {
+                    let cover = Cover::new(rows, width, vec, sm_count);
                     let lanes = 1 << cover.lane_bits;
-                    assert!(cover.grid[0] as usize * (256 / lanes) >= rows);
-                    assert!(cover.column_step as usize >= width);
+                    assert!(cover.grid[0] as usize * (BLOCK / lanes) >= rows);
+                    assert!((cover.grid[0] as usize - 1) * (BLOCK / lanes) < rows, "no idle block");
                     assert_eq!(cover.column_step, cover.grid[1] * lanes as u32 * vec);
-                    assert!((cover.grid[0] as usize - 1) * (256 / lanes) < rows, "no idle block");
+                    let blocks = cover.grid[0] * cover.grid[1];
+                    assert!(cover.column_step as usize >= width || blocks >= sm_count * BLOCKS_PER_SM as u32);
+                    assert!(Cover::whole(rows, width, vec, 128).column_step as usize >= width);
                 }
             }
         }
@@ -117,7 +137,7 @@ mod tests {
 
     #[test]
     fn the_widest_row_stays_in_range() {
-        let cover = Cover::new(1, crate::check::MAX_EXTENT, 1, BLOCK);
+        let cover = Cover::whole(1, crate::check::MAX_EXTENT, 1, BLOCK);
         assert!(u64::from(cover.column_step) + (crate::check::MAX_EXTENT as u64) < 1 << 32);
         assert_eq!(cover.grid[1], 65_535);
     }

@@ -315,7 +315,7 @@ impl Plan {
             (bias, &bias_rows),
         ]);
         let runs = tokens.div_ceil(self.policy.run).max(1);
-        let cover = Cover::new(runs, channels, vec, BLOCK);
+        let cover = Cover::whole(runs, channels, vec, BLOCK);
         let args = lookback_kernels::args::ShortConv {
             p_x: x,
             p_weight: weight,

@@ -86,13 +86,25 @@ impl Options {
     }
 }
 
+/// The kernel for these tiles.
+fn kernel(shape: &Shape, options: &Options, tile: Tile, access: &str) -> Result<&'static Kernel> {
+    let dtype = ("dtype", options.dtype.name());
+    let out = ("out", if options.out == options.dtype { "same" } else { "f32" });
+    let (name, request) = if tile == Tile::Skinny {
+        ("gemm_skinny", vec![dtype, out, ("rows", if shape.m <= 8 { "8" } else { "16" })])
+    } else {
+        ("gemm", vec![dtype, out, ("right", shape.right.name()), ("tile", tile.name()), ("access", access)])
+    };
+    find(name, &request).ok_or_else(|| Error::NoKernel { op: OP, request: format!("{name} {request:?}") })
+}
+
 /// A checked product.
 #[derive(Debug, Clone)]
 pub struct Plan {
     shape: Shape,
     options: Options,
     policy: Policy,
-    /// 16-byte copies into shared memory.
+    /// 16-byte copies.
     wide: &'static Kernel,
     /// One element at a time, for strides or addresses that 16 bytes do not fit.
     single: &'static Kernel,
@@ -103,7 +115,7 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::Range`] ← an extent too large; [`Error::Layout`] ← a negative stride, or rows of `C` that overlap;
-    /// [`Error::Dtype`] ← `out` is neither `dtype` nor `f32`.
+    /// [`Error::Dtype`] ← `out` is neither `dtype` nor `f32`; [`Error::NoKernel`] ← skinny tiles were asked for what they cannot do.
     pub fn new(shape: &Shape, options: &Options, device: &DeviceInfo) -> Result<Self> {
         let dtype = options.dtype;
         check::range(OP, "n", shape.n, 0, check::MAX_EXTENT)?;
@@ -115,18 +127,13 @@ impl Plan {
         let (max_m, max_n) = policy.max_extents(dtype);
         check::range(OP, "m", shape.m, 0, max_m)?;
         check::range(OP, "n", shape.n, 0, max_n)?;
-        let of = |tile: Tile, access: &str| {
-            let out = if options.out == dtype { "same" } else { "f32" };
-            let request = [
-                ("dtype", dtype.name()),
-                ("right", shape.right.name()),
-                ("out", out),
-                ("tile", tile.name()),
-                ("access", access),
-            ];
-            find(OP, &request).ok_or_else(|| Error::NoKernel { op: OP, request: format!("{request:?}") })
-        };
-        let (wide, single) = (of(policy.tile, "wide")?, of(Tile::Small, "single")?);
+        if policy.tile == Tile::Skinny && !Policy::allows_skinny(dtype, shape) {
+            let request =
+                "skinny tiles beyond 16 rows, with a plain B, or with rows that are no multiple of 16 bytes".into();
+            return Err(Error::NoKernel { op: OP, request });
+        }
+        let (wide, single) =
+            (kernel(shape, options, policy.tile, "wide")?, kernel(shape, options, Tile::Small, "single")?);
         let plan = Self { shape: *shape, options: *options, policy, wide, single };
         check::readable(OP, "a", &plan.a())?;
         check::readable(OP, "b", &plan.b())?;
@@ -183,7 +190,7 @@ impl Plan {
     /// `f32`; elements that come out infinite or NaN are summed again in plain `f32`, so that infinities come out as they should.
     ///
     /// # Determinism
-    /// Bitwise on one kind of device; the order of a sum depends on `k` alone.
+    /// Bitwise on one kind of device; the order of a sum depends on `k` and on whether the tiles are skinny.
     ///
     /// # Cost
     /// One launch.
@@ -245,6 +252,32 @@ impl Plan {
         }
         let (kernel, tile) =
             if a_rows.wide(a) && b_rows.wide(b) { (self.wide, self.policy.tile) } else { (self.single, Tile::Small) };
+        let grid = self.policy.grid(self.options.dtype, tile, m, n);
+        let activation = self.options.activation.code();
+        let bias_kind = match bias_dtype {
+            None => 0,
+            Some(DType::F32) => 1,
+            Some(_) => 2,
+        };
+        if tile == Tile::Skinny {
+            let args = lookback_kernels::args::GemmSkinny {
+                p_a: a,
+                p_b: b,
+                p_bias: bias,
+                p_c: c,
+                m: m as u32,
+                n: n as u32,
+                k: k as u32,
+                lda,
+                ldb,
+                ldc,
+                activation,
+                bias_kind,
+                ..Zeroable::zeroed()
+            };
+            // SAFETY: the caller's promise covers the pointers; sizes, strides and alignment were checked against the contract.
+            return unsafe { launch(stream, kernel, grid, &args) };
+        }
         let args = lookback_kernels::args::Gemm {
             p_a: a,
             p_b: b,
@@ -256,17 +289,13 @@ impl Plan {
             lda,
             ldb,
             ldc,
-            activation: self.options.activation.code(),
-            bias_kind: match bias_dtype {
-                None => 0,
-                Some(DType::F32) => 1,
-                Some(_) => 2,
-            },
+            activation,
+            bias_kind,
             wide_stores: u32::from(c_rows.wide(c)),
             ..Zeroable::zeroed()
         };
         // SAFETY: the caller's promise covers the pointers; sizes, strides and alignment were checked against the contract.
-        unsafe { launch(stream, kernel, self.policy.grid(self.options.dtype, tile, m, n), &args) }
+        unsafe { launch(stream, kernel, grid, &args) }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Tiles by type and size, as data.
 
-use super::Shape;
+use super::{Right, Shape};
 use crate::check;
 use lookback_device::{DType, DeviceInfo};
 
@@ -11,6 +11,8 @@ pub enum Tile {
     Large,
     /// 64 x 64.
     Small,
+    /// Up to 16 x 16, for up to 16 rows of `A` and `B` as `[n, k]`: a token of decoding. `B` goes straight to the tensor cores.
+    Skinny,
 }
 
 impl Tile {
@@ -18,6 +20,7 @@ impl Tile {
         match self {
             Tile::Large => "large",
             Tile::Small => "small",
+            Tile::Skinny => "skinny",
         }
     }
 
@@ -27,6 +30,7 @@ impl Tile {
             (Tile::Large, DType::F32) => (128, 64),
             (Tile::Large, _) => (128, 128),
             (Tile::Small, _) => (64, 64),
+            (Tile::Skinny, _) => (16, 16),
         }
     }
 }
@@ -44,12 +48,22 @@ const GROUP: usize = 8;
 const MAX_GRID: usize = 65_535;
 
 impl Policy {
-    /// Large tiles once they give every multiprocessor a block: they read shared memory half as often for a product.
+    /// Large tiles once they give every multiprocessor a block: they read shared memory half as often for a product. Few rows
+    /// leave tiles empty and the product limited by reading `B`: that is what skinny ones are for.
     pub fn of(dtype: DType, shape: &Shape, device: &DeviceInfo) -> Self {
+        if Self::allows_skinny(dtype, shape) {
+            return Self { tile: Tile::Skinny };
+        }
         let (rows, columns) = Tile::Large.extents(dtype);
         let blocks = shape.m.div_ceil(rows).saturating_mul(shape.n.div_ceil(columns));
         let enough = blocks >= device.sm_count as usize;
         Self { tile: if enough && shape.m > 64 { Tile::Large } else { Tile::Small } }
+    }
+
+    /// Whether the kernel for few rows can compute this: it reads whole chunks of 16 bytes along `k`.
+    pub(super) fn allows_skinny(dtype: DType, shape: &Shape) -> bool {
+        let (rows, _) = Tile::Skinny.extents(dtype);
+        shape.m <= rows && shape.right == Right::Transposed && (shape.k * dtype.size()).is_multiple_of(16)
     }
 
     /// Greatest `m` and `n` whose tiles fit a grid. The kernel for odd strides has small tiles.
@@ -61,6 +75,9 @@ impl Policy {
     /// x: row tiles of a group, y: column tiles, z: groups. x runs fastest.
     pub(super) fn grid(&self, dtype: DType, tile: Tile, m: usize, n: usize) -> [u32; 3] {
         let (rows, columns) = tile.extents(dtype);
+        if tile == Tile::Skinny {
+            return [n.div_ceil(columns) as u32, 1, 1];
+        }
         let row_tiles = m.div_ceil(rows);
         [row_tiles.min(GROUP) as u32, n.div_ceil(columns) as u32, row_tiles.div_ceil(GROUP) as u32]
     }
@@ -94,7 +111,12 @@ mod tests {
             emulated: true,
         };
         let of = |m, n| Policy::of(DType::Bf16, &Shape::linear(m, n, 512), &device).tile;
-        assert_eq!(of(1, 100_000), Tile::Small);
+        assert_eq!(of(1, 100_000), Tile::Skinny);
+        assert_eq!(of(16, 512), Tile::Skinny);
+        assert_eq!(of(17, 512), Tile::Small);
+        let tile = |shape: Shape| Policy::of(DType::Bf16, &shape, &device).tile;
+        assert_eq!(tile(Shape::plain(1, 512, 512)), Tile::Small);
+        assert_eq!(tile(Shape::linear(1, 512, 516)), Tile::Small);
         assert_eq!(of(512, 512), Tile::Small);
         assert_eq!(of(4096, 4096), Tile::Large);
     }
