@@ -1,6 +1,7 @@
 //! One resident CTA: its warps, its barriers, its shared memory and the copies under way into it.
 
 use super::clock::LAST_TICK;
+use super::hash::NumberMap;
 use super::lanes::{Run, Runs};
 use super::report::{Party, Violation, ViolationKind};
 use super::request::{Kind, Order, Request};
@@ -9,7 +10,6 @@ use super::signal::Signal;
 use super::warp::{Knowledge, Warp, agents};
 use super::world::World;
 use super::{CopyId, Lints, Shape};
-use std::collections::HashMap;
 
 /// An asynchronous copy under way.
 #[derive(Debug, Clone)]
@@ -42,9 +42,9 @@ pub(super) struct Cta {
     pub(super) warps: Vec<Warp>,
     shared_base: u32,
     shadow: SharedShadow,
-    barriers: HashMap<u32, Gathering>,
-    mbarriers: HashMap<u32, Phases>,
-    signals: HashMap<u32, Signal>,
+    barriers: NumberMap<u32, Gathering>,
+    mbarriers: NumberMap<u32, Phases>,
+    signals: NumberMap<u32, Signal>,
     copies: Vec<Option<Copy>>,
     /// Barriers that all warps passed.
     generation: u32,
@@ -61,9 +61,9 @@ impl Cta {
             warps: Vec::new(),
             shared_base: shape.shared_base,
             shadow: SharedShadow::new(shape.shared_bytes, warps),
-            barriers: HashMap::new(),
-            mbarriers: HashMap::new(),
-            signals: HashMap::new(),
+            barriers: NumberMap::default(),
+            mbarriers: NumberMap::default(),
+            signals: NumberMap::default(),
             copies: Vec::new(),
             generation: 1,
             bulk: 0,

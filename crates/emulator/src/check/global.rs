@@ -6,11 +6,11 @@
 //!
 //! Of the reads since the last write only the first and the latest are kept, which is exact for two readers.
 
+use super::hash::NumberMap;
 use super::lanes::Run;
 use super::mark::{LINE_BYTES, LINE_WORDS, Mark};
 use super::warp::Warp;
 use crate::memory::{Allocation, MAX_ALLOCATION, MemoryView, OFFSET_BITS};
-use std::collections::HashMap;
 use std::sync::Arc;
 
 const PAGE_LINES: usize = 64;
@@ -179,13 +179,13 @@ impl Access<'_> {
 pub(super) struct GlobalShadow {
     view: MemoryView,
     regions: Vec<Region>,
-    places: HashMap<u64, usize>,
+    places: NumberMap<u64, usize>,
     last: usize,
 }
 
 impl GlobalShadow {
     pub(super) fn new(view: MemoryView) -> Self {
-        Self { view, regions: Vec::new(), places: HashMap::new(), last: 0 }
+        Self { view, regions: Vec::new(), places: NumberMap::default(), last: 0 }
     }
 
     /// Check and record an access to a run of bytes. Bytes outside live allocations are the interpreter's to refuse.

@@ -27,6 +27,7 @@
 mod clock;
 mod cta;
 mod global;
+mod hash;
 mod lanes;
 mod mark;
 mod report;
@@ -44,10 +45,10 @@ pub use request::{Agent, Kind, Order, Request, Scope};
 use crate::memory::{MAX_ALLOCATION, MemoryView, OFFSET_BITS};
 use cta::{Cta, lanes_of};
 use global::{Access, Finding, Found, GlobalShadow};
+use hash::NumberMap;
 use lanes::{Runs, store_conflict};
 use mark::{Mark, Strength};
 use signal::Signal;
-use std::collections::HashMap;
 use warp::Warp;
 use world::World;
 
@@ -93,14 +94,14 @@ pub struct Sanitizer {
     shape: Shape,
     lints: Lints,
     /// Where resident CTAs are in `residents`.
-    places: HashMap<u32, usize>,
+    places: NumberMap<u32, usize>,
     /// The CTA asked for last, which is nearly always the next one too, and its place.
     last: (u32, usize),
     residents: Vec<Option<Cta>>,
     /// Bodies of CTAs that are over, for the next ones.
     retired: Vec<Cta>,
     shadow: GlobalShadow,
-    signals: HashMap<u64, Signal>,
+    signals: NumberMap<u64, Signal>,
 }
 
 impl Sanitizer {
@@ -109,12 +110,12 @@ impl Sanitizer {
         Self {
             shape,
             lints,
-            places: HashMap::new(),
+            places: NumberMap::default(),
             last: (0, usize::MAX),
             residents: Vec::new(),
             retired: Vec::new(),
             shadow: GlobalShadow::new(view.clone()),
-            signals: HashMap::new(),
+            signals: NumberMap::default(),
         }
     }
 

@@ -29,6 +29,12 @@ impl Signal {
             if !own && (scope == Scope::Cta || reach == Scope::Cta) {
                 continue;
             }
+            if let Some(origin) = published.origin
+                && !own
+                && warp.knows(lanes).world.has(origin, &published.world)
+            {
+                continue;
+            }
             if order.acquires() {
                 warp.learn(lanes, &published.world);
             } else {

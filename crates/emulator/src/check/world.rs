@@ -49,6 +49,12 @@ impl World {
         }
     }
 
+    /// Whether what `cta` published as `other` has been learned, by this very publication. Whoever holds the clocks that
+    /// a CTA published has also learned all else that came with them.
+    pub(super) fn has(&self, cta: u32, other: &Self) -> bool {
+        matches!((self.get(cta), other.get(cta)), (Some(mine), Some(theirs)) if Rc::ptr_eq(mine, theirs))
+    }
+
     /// Set what is known of one CTA.
     pub(super) fn set(&mut self, cta: u32, clocks: Clocks) {
         let mut level = self.levels - 1;
@@ -89,20 +95,42 @@ fn slot(cta: u32, level: u32) -> usize {
 }
 
 fn join_nodes(mine: &Rc<Node>, theirs: &Rc<Node>) -> Rc<Node> {
-    if Rc::ptr_eq(mine, theirs) {
+    if covers(mine, theirs) {
         return Rc::clone(mine);
     }
     match (&**mine, &**theirs) {
-        (Node::Inner(a), Node::Inner(b)) => choose(mine, theirs, a, b, join_nodes, Node::Inner),
-        (Node::Leaves(a), Node::Leaves(b)) => choose(mine, theirs, a, b, join_clocks, Node::Leaves),
+        (Node::Inner(a), Node::Inner(b)) => choose(theirs, a, b, join_nodes, Node::Inner),
+        (Node::Leaves(a), Node::Leaves(b)) => choose(theirs, a, b, join_clocks, Node::Leaves),
         // Maps of one launch all have the same depth.
         _ => Rc::clone(mine),
     }
 }
 
-/// Join slot by slot; keep the old node when it already says all, so that histories stay shared.
+/// Nothing in `theirs` is missing in `mine`. Usually so, and found without building anything.
+fn covers(mine: &Rc<Node>, theirs: &Rc<Node>) -> bool {
+    if Rc::ptr_eq(mine, theirs) {
+        return true;
+    }
+    match (&**mine, &**theirs) {
+        (Node::Inner(a), Node::Inner(b)) => covers_all(a, b, covers),
+        (Node::Leaves(a), Node::Leaves(b)) => {
+            covers_all(a, b, |mine, theirs| Rc::ptr_eq(mine, theirs) || clock::dominates(mine, theirs))
+        }
+        _ => false,
+    }
+}
+
+fn covers_all<T>(a: &Slots<T>, b: &Slots<T>, covers: impl Fn(&Rc<T>, &Rc<T>) -> bool) -> bool {
+    // The latest CTAs differ first, so look from the end.
+    a.iter().zip(b).rev().all(|pair| match pair {
+        (_, None) => true,
+        (None, Some(_)) => false,
+        (Some(mine), Some(theirs)) => covers(mine, theirs),
+    })
+}
+
+/// Join slot by slot; keep their node when it says all, so that histories stay shared.
 fn choose<T>(
-    mine: &Rc<Node>,
     theirs: &Rc<Node>,
     a: &Slots<T>,
     b: &Slots<T>,
@@ -113,13 +141,7 @@ fn choose<T>(
         (Some(x), Some(y)) => Some(join(x, y)),
         (one, None) | (None, one) => one.clone(),
     });
-    if same(&joined, a) {
-        Rc::clone(mine)
-    } else if same(&joined, b) {
-        Rc::clone(theirs)
-    } else {
-        Rc::new(wrap(joined))
-    }
+    if same(&joined, b) { Rc::clone(theirs) } else { Rc::new(wrap(joined)) }
 }
 
 fn same<T>(a: &Slots<T>, b: &Slots<T>) -> bool {
