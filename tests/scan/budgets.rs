@@ -53,7 +53,7 @@ fn check<T: Element>(source: Source, channels: usize) {
 }
 
 #[test]
-fn gated_scan__moves_every_byte_once() {
+fn gated_scan_moves_every_byte_once() {
     for source in [Source::Tensor, Source::Cumsum, Source::GatedSsm { normalize: false }] {
         check::<f32>(source, 128);
         check::<bf16>(source, 256);
@@ -61,7 +61,7 @@ fn gated_scan__moves_every_byte_once() {
 }
 
 #[test]
-fn gated_scan__short_rows_need_no_workspace() {
+fn gated_scan_short_rows_need_no_workspace() {
     let case = Case::new(Source::Tensor, DType::F32, 4, 128, 64);
     let plan = Plan::new(&case.shape(), &case.options(), &device::info()).expect("good");
     assert_eq!(plan.workspace_bytes(), 0);

@@ -22,7 +22,7 @@ fn under_schedules(mut run: impl FnMut(&str)) {
 }
 
 #[test]
-fn gated_scan__same_bits_under_every_schedule() {
+fn gated_scan_same_bits_under_every_schedule() {
     for source in [Source::Tensor, Source::Channel { log: true }] {
         let case = Case { split: 64, flags_every: 150, ..Case::new(source, DType::F32, 1, 128 * 9, 128) };
         let data = Data::new::<f32>(&case);
@@ -39,7 +39,7 @@ fn gated_scan__same_bits_under_every_schedule() {
 }
 
 #[test]
-fn gated_scan__one_workspace_serves_many_launches_and_shapes() {
+fn gated_scan_one_workspace_serves_many_launches_and_shapes() {
     let cases = [(300, 64, 64), (700, 6, 2), (300, 65, 0), (1000, 8, 8), (300, 64, 64)]
         .map(|(t, d, split)| Case { split, ..Case::new(Source::Tensor, DType::F32, 1, t, d) });
     let plan = |case: &Case| Plan::new(&case.shape(), &case.options(), &device::info()).expect("good");

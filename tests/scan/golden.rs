@@ -26,7 +26,7 @@ fn data(phase_a: f64) -> Data {
 }
 
 #[test]
-fn gated_scan__golden_forward_channels() {
+fn gated_scan_golden_forward_channels() {
     let (case, data) = (Case::new(Source::Tensor, DType::F32, 1, 7, 2), data(1.0));
     let h = forward::<f32>(&case, &data).h;
     check("h", &h, [-5.622692749, 10.031383506, -1.366932025]);
@@ -37,7 +37,7 @@ fn gated_scan__golden_forward_channels() {
 }
 
 #[test]
-fn gated_scan__golden_reverse_channels() {
+fn gated_scan_golden_reverse_channels() {
     let case = Case { split: 0, ..Case::new(Source::Tensor, DType::F32, 1, 7, 2) };
     let data = data(1.0);
     let h = forward::<f32>(&case, &data).h;
@@ -49,7 +49,7 @@ fn gated_scan__golden_reverse_channels() {
 }
 
 #[test]
-fn gated_scan__golden_rg_lru() {
+fn gated_scan_golden_rg_lru() {
     let case = Case::new(Source::RgLru { unit_at_reset: true }, DType::F32, 1, 6, 2);
     let data = Data {
         a: golden(2.0, 12),

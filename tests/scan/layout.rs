@@ -13,7 +13,7 @@ use lookback_suite::{
 };
 
 #[test]
-fn gated_scan__addresses_off_the_natural_alignment() {
+fn gated_scan_addresses_off_the_natural_alignment() {
     for source in SOURCES {
         let case = Case::new(source, DType::F16, 1, 140, 64);
         Case { shift: 1, split: 32, ..case.clone() }.check();
@@ -63,7 +63,7 @@ fn strided(strides: Strides, extents: [usize; 4]) {
 }
 
 #[test]
-fn gated_scan__strided_tensors() {
+fn gated_scan_strided_tensors() {
     let dense = Stride { batch: 150 * 32, token: 32 };
     let time_major = Stride { batch: 32, token: 96 };
     let columns = Stride { batch: 150 * 96, token: 96 };
@@ -80,7 +80,7 @@ fn gated_scan__strided_tensors() {
 }
 
 #[test]
-fn gated_scan__output_on_top_of_b() {
+fn gated_scan_output_on_top_of_b() {
     let case = Case { split: 16, ..Case::new(Source::Tensor, DType::F32, 1, 300, 32) };
     let data = Data { initial: None, ..Data::new::<f32>(&case) };
     let plan = Plan::new(&case.shape(), &case.options(), &device::info()).expect("good");

@@ -32,7 +32,7 @@ fn error(case: &Case, len: usize, bytes: u64, alter: impl for<'a> Fn(&mut Inputs
 }
 
 #[test]
-fn gated_scan__wrong_tensors_are_named() {
+fn gated_scan_wrong_tensors_are_named() {
     let (case, n) = (case(), 2 * 200 * 8);
     let bytes = plan(&case).workspace_bytes();
     let named = |error: Error| match error {
@@ -46,7 +46,7 @@ fn gated_scan__wrong_tensors_are_named() {
 }
 
 #[test]
-fn gated_scan__workspace_too_small_is_an_error() {
+fn gated_scan_workspace_too_small_is_an_error() {
     let case = case();
     let need = plan(&case).workspace_bytes();
     assert!(need > 0);
@@ -57,7 +57,7 @@ fn gated_scan__workspace_too_small_is_an_error() {
 }
 
 #[test]
-fn gated_scan__element_type_must_be_the_plans() {
+fn gated_scan_element_type_must_be_the_plans() {
     let plan = plan(&Case { dtype: DType::Bf16, ..case() });
     let (a, mut h) = (upload_as::<f32>(&vec![0.0; 3200]), upload_as::<f32>(&vec![0.0; 3200]));
     let mut workspace = Workspace::new(&device::stream(), plan.workspace_bytes()).expect("memory");
@@ -67,7 +67,7 @@ fn gated_scan__element_type_must_be_the_plans() {
 }
 
 #[test]
-fn gated_scan__overlap_and_misalignment_are_errors() {
+fn gated_scan_overlap_and_misalignment_are_errors() {
     let case = Case { batch: 1, seq_len: 100, ..case() };
     let plan = plan(&case);
     let memory = upload_as::<f32>(&vec![0.0; 4000]);
@@ -78,7 +78,7 @@ fn gated_scan__overlap_and_misalignment_are_errors() {
         unsafe { plan.run_raw(&stream, &inputs, &outputs, RawWorkspace { address: 0, bytes: 0 }) }
     };
     let inputs = RawInputs { a: base, b: base + 3200, ..RawInputs::default() };
-    for (h, other) in [(base, "a"), (base + 3196, "a"), (base + 3204, "b")] {
+    for (h, other) in [(base, "a"), (base + 3196, "b"), (base + 3204, "b")] {
         let got = run(inputs, RawOutputs { h, last: 0 });
         assert!(matches!(got, Err(Error::Alias { a: "h", b, .. }) if b == other), "{got:?}");
     }
@@ -93,7 +93,7 @@ fn gated_scan__overlap_and_misalignment_are_errors() {
 }
 
 #[test]
-fn gated_scan__hostile_starts_touch_nothing_outside() {
+fn gated_scan_hostile_starts_touch_nothing_outside() {
     let mut random = Random::new(5);
     for round in 0..6 {
         let mut starts: Vec<i32> = (0..9).map(|_| random.uniform(-200.0, 400.0) as i32).collect();

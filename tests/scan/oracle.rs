@@ -1,16 +1,17 @@
 //! Every source, element type, direction, and way to cut a row, against the f64 oracle, forward and backward.
 
-use super::case::{Case, SOURCES};
+use super::case::{Case, Data, SOURCES};
 use lookback_device::DType;
+use lookback_scan::Source;
 
 /// Two and a half tiles of tokens, so that tiles look back; both directions; a channel block that is not full.
-fn base(source: lookback_scan::Source, dtype: DType) -> Case {
+fn base(source: Source, dtype: DType) -> Case {
     let case = Case::new(source, dtype, 2, 300, 72);
     Case { split: 40, ..case }
 }
 
 #[test]
-fn gated_scan__every_source_and_dtype_dense() {
+fn gated_scan_every_source_and_dtype_dense() {
     for source in SOURCES {
         for dtype in DType::ALL {
             base(source, dtype).check();
@@ -19,7 +20,7 @@ fn gated_scan__every_source_and_dtype_dense() {
 }
 
 #[test]
-fn gated_scan__every_source_with_flags_in_single_element_accesses() {
+fn gated_scan_every_source_with_flags_in_single_element_accesses() {
     for source in SOURCES {
         for dtype in DType::ALL {
             let case = base(source, dtype);
@@ -29,7 +30,7 @@ fn gated_scan__every_source_with_flags_in_single_element_accesses() {
 }
 
 #[test]
-fn gated_scan__every_source_packed_with_flags() {
+fn gated_scan_every_source_packed_with_flags() {
     // Borders inside warps, at warp and tile borders, of one token, of none.
     let starts = vec![0, 0, 5, 16, 17, 17, 64, 128, 129, 250, 250];
     for source in SOURCES {
@@ -43,9 +44,32 @@ fn gated_scan__every_source_packed_with_flags() {
 }
 
 #[test]
-fn gated_scan__multiplier_stays_at_resets_when_asked() {
-    let source = lookback_scan::Source::RgLru { unit_at_reset: false };
+fn gated_scan_multiplier_stays_at_resets_when_asked() {
+    let source = Source::RgLru { unit_at_reset: false };
     for states in [true, false] {
         Case { flags_every: 9, states, ..base(source, DType::F32) }.check();
+    }
+}
+
+/// A rounding error of a constant decay points the same way at every step; with long memories it would add up.
+#[test]
+fn gated_scan_constant_gates_with_long_memories() {
+    for (source, a, channel) in [
+        (Source::Tensor, 0.9995, 0.0),
+        (Source::Log, -1e-3, 0.0),
+        (Source::Log, -0.12, 0.0),
+        (Source::Channel { log: true }, 0.0, -3e-4),
+        (Source::Cumsum, 0.0, 0.0),
+        (Source::GatedSsm { normalize: true }, 7.3, 0.0),
+        (Source::RgLru { unit_at_reset: true }, 0.4, -8.5),
+    ] {
+        let case = Case { split: 4, states: false, ..Case::new(source, DType::F32, 1, 3000, 6) };
+        let mut data = Data::new::<f32>(&case);
+        data.a.fill(f64::from(a as f32));
+        data.channel.fill(f64::from(channel as f32));
+        for tensor in [&mut data.b, &mut data.x, &mut data.dh] {
+            tensor.fill(1.0);
+        }
+        case.check_data::<f32>(&data);
     }
 }

@@ -17,7 +17,7 @@ fn check(what: &str, case: &Case, data: &Data) {
 }
 
 #[test]
-fn gated_scan__nan_reaches_later_steps_of_its_channel_up_to_a_cut() {
+fn gated_scan_nan_reaches_later_steps_of_its_channel_up_to_a_cut() {
     let case = Case { split: 4, ..Case::new(Source::Tensor, DType::F32, 1, 400, 6) };
     for at in [0, 100, 127, 128, 399] {
         for (what, value) in [("NaN", f64::NAN), ("infinity", f64::INFINITY)] {
@@ -33,7 +33,7 @@ fn gated_scan__nan_reaches_later_steps_of_its_channel_up_to_a_cut() {
 }
 
 #[test]
-fn gated_scan__nan_survives_decays_that_underflow() {
+fn gated_scan_nan_survives_decays_that_underflow() {
     let case = Case { split: 4, ..Case::new(Source::Tensor, DType::F32, 1, 700, 4) };
     let mut data = Data::new::<f32>(&case);
     data.a.fill(f64::from(0.1_f32));
@@ -42,7 +42,7 @@ fn gated_scan__nan_survives_decays_that_underflow() {
 }
 
 #[test]
-fn gated_scan__nan_of_a_decay_at_a_cut_is_not_read() {
+fn gated_scan_nan_of_a_decay_at_a_cut_is_not_read() {
     let case = Case { split: 4, ..Case::new(Source::Tensor, DType::F32, 1, 300, 6) };
     let mut data = Data { flags: Some(vec![0; 300]), ..Data::new::<f32>(&case) };
     for at in [3, 128, 200] {
@@ -57,7 +57,7 @@ fn gated_scan__nan_of_a_decay_at_a_cut_is_not_read() {
 }
 
 #[test]
-fn gated_scan__nan_stays_in_its_sequence() {
+fn gated_scan_nan_stays_in_its_sequence() {
     let case = Case { split: 4, starts: Some(vec![0, 70, 140, 300]), ..Case::new(Source::Tensor, DType::F32, 1, 300, 6) };
     let mut data = Data::new::<f32>(&case);
     data.b[100 * 6..101 * 6].fill(f64::NAN);
@@ -66,7 +66,7 @@ fn gated_scan__nan_stays_in_its_sequence() {
 }
 
 #[test]
-fn gated_scan__gates_far_out_stay_finite() {
+fn gated_scan_gates_far_out_stay_finite() {
     for source in [Source::GatedSsm { normalize: true }, Source::RgLru { unit_at_reset: true }] {
         let case = Case::new(source, DType::F32, 1, 150, 8);
         let mut data = Data::new::<f32>(&case);

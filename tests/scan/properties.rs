@@ -19,7 +19,7 @@ fn part(data: &Data, channels: usize, range: std::ops::Range<usize>) -> Data {
 }
 
 #[test]
-fn gated_scan__two_parts_with_a_carried_state_equal_the_whole() {
+fn gated_scan_two_parts_with_a_carried_state_equal_the_whole() {
     for source in SOURCES {
         let whole = Case::new(source, DType::F32, 1, 300, 6);
         let data = Data::new::<f32>(&whole);
@@ -52,7 +52,7 @@ fn gated_scan__two_parts_with_a_carried_state_equal_the_whole() {
 }
 
 #[test]
-fn gated_scan__reverse_is_flip_forward_flip_to_the_bit() {
+fn gated_scan_reverse_is_flip_forward_flip_to_the_bit() {
     for source in SOURCES {
         let reverse = Case { split: 0, flags_every: 30, ..Case::new(source, DType::F32, 1, 200, 6) };
         let data = Data::new::<f32>(&reverse);
@@ -72,7 +72,7 @@ fn gated_scan__reverse_is_flip_forward_flip_to_the_bit() {
 }
 
 #[test]
-fn gated_scan__a_token_changes_only_what_comes_after_it() {
+fn gated_scan_a_token_changes_only_what_comes_after_it() {
     let case = Case { split: 4, ..Case::new(Source::Tensor, DType::F32, 1, 300, 8) };
     let data = Data::new::<f32>(&case);
     let before = forward::<f32>(&case, &data);

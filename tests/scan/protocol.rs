@@ -20,6 +20,7 @@ struct Protocol {
     p: Vec<u32>,
     l: Vec<u32>,
     cuts: Vec<u32>,
+    delays: Vec<u32>,
 }
 
 impl Protocol {
@@ -29,7 +30,9 @@ impl Protocol {
         let mut word = || random.below(u32::MAX as usize) as u32;
         let (p, l) = ((0..tiles * words).map(|_| word() | 1).collect(), (0..tiles * words).map(|_| word()).collect());
         let cuts = (0..tiles).map(|_| u32::from(cut_every > 0 && random.below(cut_every) == 0)).collect();
-        Self { vec, streams, chunks, window, p, l, cuts }
+        // One tile in four is slow, before its map or before its PREFIX, so that later tiles overtake it.
+        let delays = (0..tiles).map(|_| [0, 0, 0, 0, 0, 0, 500, 500 << 16][random.below(8)]).collect();
+        Self { vec, streams, chunks, window, p, l, cuts, delays }
     }
 
     fn want(&self) -> Vec<u32> {
@@ -52,18 +55,19 @@ impl Protocol {
 
     fn run(&self, workspace: &mut CudaSlice<u8>, capacity: u64) -> Vec<u32> {
         let stream = device::stream();
-        let (p, l, cuts) = (upload(&self.p), upload(&self.l), upload(&self.cuts));
+        let (p, l, cuts, delays) = (upload(&self.p), upload(&self.l), upload(&self.cuts), upload(&self.delays));
         let mut carry = upload(&vec![0xdead_beef_u32; self.p.len()]);
         let kernel = find("lookback_protocol", &[("vec", &self.vec.to_string())]).expect("every variant is built");
         {
-            let ((p, _p), (l, _l), (cuts, _cuts)) =
-                (p.device_ptr(&stream), l.device_ptr(&stream), cuts.device_ptr(&stream));
+            let ((p, _p), (l, _l)) = (p.device_ptr(&stream), l.device_ptr(&stream));
+            let ((cuts, _cuts), (delays, _delays)) = (cuts.device_ptr(&stream), delays.device_ptr(&stream));
             let (carry, _carry) = carry.device_ptr_mut(&stream);
             let (header, _header) = workspace.device_ptr_mut(&stream);
             let args = LookbackProtocol {
                 p_p: p,
                 p_l: l,
                 p_cuts: cuts,
+                p_delays: delays,
                 p_carry: carry,
                 p_header: header,
                 p_tile_flags: header + HEADER,
@@ -94,7 +98,7 @@ fn schedules() -> Vec<(&'static str, &'static str)> {
 }
 
 #[test]
-fn lookback__every_tile_learns_its_carry_under_every_schedule() {
+fn lookback_every_tile_learns_its_carry_under_every_schedule() {
     let capacity = 1024;
     let mut workspace = workspace(capacity);
     for (vec, streams, chunks, window, cut_every) in
@@ -116,7 +120,7 @@ fn lookback__every_tile_learns_its_carry_under_every_schedule() {
 }
 
 #[test]
-fn lookback__launch_leaves_ticket_and_count_at_zero_and_raises_the_epoch() {
+fn lookback_launch_leaves_ticket_and_count_at_zero_and_raises_the_epoch() {
     let mut workspace = workspace(64);
     let protocol = Protocol::new(1, 2, 9, 32, 0);
     for launches in 1..4_u32 {
@@ -128,7 +132,7 @@ fn lookback__launch_leaves_ticket_and_count_at_zero_and_raises_the_epoch() {
 }
 
 #[test]
-fn lookback__epoch_wraps_without_a_flag_of_zero() {
+fn lookback_epoch_wraps_without_a_flag_of_zero() {
     let mut host = vec![0_u8; (HEADER + 4 * 64 + 512 * 64) as usize];
     host[128..132].copy_from_slice(&0x3fff_ffff_u32.to_le_bytes());
     let mut workspace = upload(&host);
