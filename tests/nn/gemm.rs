@@ -190,6 +190,46 @@ fn gemm__every_activation() {
     }
 }
 
+/// `C += A B` where every element of `C` is known.
+fn accumulate<T: Element, O: Element>(shape: Shape, tile: Tile, gap: usize) {
+    let Shape { m, n, k, .. } = shape;
+    let mut random = Random::new(41);
+    let (a, b, old) = (random.normals::<T>(m * k), random.normals::<T>(n * k), random.normals::<O>(m * n));
+    let (a_in, b_in) = (Input::<T>::dense(&a), Input::<T>::dense(&b));
+    let lies = Layout::dense(m, n).gap(gap);
+    let c = Input::<O>::new(&old, lies);
+    let options = Options { out: O::DTYPE, policy: Some(Policy { tile }), ..Options::new(T::DTYPE) };
+    let plan =
+        Plan::new(&Shape { ldc: lies.stride as i64, ..shape }, &options, &device::info()).unwrap().accumulating();
+    let (a_at, b_at, c_at) = (address(&a_in.view()), address(&b_in.view()), address(&c.view()));
+    // SAFETY: all three live until the synchronisation below, and nothing else uses them.
+    unsafe { plan.run_raw(&device::stream(), a_at, b_at, 0, None, c_at) }.unwrap();
+    finish();
+    let with = oracle::Shape { m, n, k, transposed: shape.right == Right::Transposed };
+    let product = oracle::forward(&with, &a, &b, None, reference(Activation::None));
+    let expected: Vec<f64> = product.iter().zip(&old).map(|(new, old)| new + old).collect();
+    let c = download(&device::stream().clone_dtod(&c.view()).unwrap());
+    let c: Vec<f64> = c.chunks(lies.stride).flat_map(|row| row[..n].iter().map(|v| v.to_f64())).collect();
+    let what = format!("accumulate {} -> {} {shape:?} {tile:?} gap {gap}", T::DTYPE, O::DTYPE);
+    assert_close(&what, &c, &expected, n, gate(O::DTYPE));
+}
+
+#[test]
+fn gemm__accumulates() {
+    for (shape, tile) in [
+        (Shape::linear(70, 72, 40), Tile::Small),
+        (Shape::plain(130, 72, 16), Tile::Large),
+        (Shape::linear(5, 24, 64), Tile::Skinny),
+        (Shape::linear(9, 24, 0), Tile::Small),
+    ] {
+        for gap in [0, 3, 8] {
+            accumulate::<f32, f32>(shape, tile, gap);
+            accumulate::<bf16, bf16>(shape, tile, gap);
+            accumulate::<f16, f32>(shape, tile, gap);
+        }
+    }
+}
+
 #[test]
 fn gemm__f32_long_sum_keeps_its_digits() {
     // 2048 products all of one sign: a sum that is cut, not rounded, would drift by more than the gate.

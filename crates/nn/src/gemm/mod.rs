@@ -108,6 +108,7 @@ pub struct Plan {
     wide: &'static Kernel,
     /// One element at a time, for strides or addresses that 16 bytes do not fit.
     single: &'static Kernel,
+    accumulate: bool,
 }
 
 impl Plan {
@@ -134,11 +135,16 @@ impl Plan {
         }
         let (wide, single) =
             (kernel(shape, options, policy.tile, "wide")?, kernel(shape, options, Tile::Small, "single")?);
-        let plan = Self { shape: *shape, options: *options, policy, wide, single };
+        let plan = Self { shape: *shape, options: *options, policy, wide, single, accumulate: false };
         check::readable(OP, "a", &plan.a())?;
         check::readable(OP, "b", &plan.b())?;
         check::writable(OP, "c", &plan.c())?;
         Ok(plan)
+    }
+
+    /// The same product added to what `C` holds: `C += act(A op(B) + bias)`, as a residual stream wants it. Rounded once.
+    pub fn accumulating(self) -> Self {
+        Self { accumulate: true, ..self }
     }
 
     /// The tiles in use.
@@ -153,7 +159,8 @@ impl Plan {
 
     /// Bytes that must cross the memory bus at least, without the bias.
     pub fn bytes_moved(&self) -> u64 {
-        self.a().bytes() + self.b().bytes() + self.c().bytes()
+        let c = self.c().bytes();
+        self.a().bytes() + self.b().bytes() + if self.accumulate { 2 * c } else { c }
     }
 
     /// Floating-point operations: a product and a sum for each of `m n k`. The kernels for `f32` do three times as many.
@@ -175,7 +182,7 @@ impl Plan {
         Rows::new(self.shape.m, self.shape.n, self.shape.ldc, self.options.out.size())
     }
 
-    /// `C = act(A op(B) + bias)`.
+    /// `C = act(A op(B) + bias)`, plus `C` if [`accumulating`](Self::accumulating).
     ///
     /// # Shapes
     /// `a`: `[m, k]` of the plan's type. `b`: `[n, k]` or `[k, n]` as the plan says, same type. `bias`: `[n]`. `c`: `[m, n]` of the
@@ -273,6 +280,7 @@ impl Plan {
                 ldc,
                 activation,
                 bias_kind,
+                accumulate: u32::from(self.accumulate),
                 ..Zeroable::zeroed()
             };
             // SAFETY: the caller's promise covers the pointers; sizes, strides and alignment were checked against the contract.
@@ -292,6 +300,7 @@ impl Plan {
             activation,
             bias_kind,
             wide_stores: u32::from(c_rows.wide(c)),
+            accumulate: u32::from(self.accumulate),
             ..Zeroable::zeroed()
         };
         // SAFETY: the caller's promise covers the pointers; sizes, strides and alignment were checked against the contract.
