@@ -45,9 +45,21 @@ pub(crate) enum ShuffleMode {
     Index,
 }
 
+/// What a `shfl.sync` with constant operands does.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FixedShuffle {
+    /// The lane that each lane reads.
+    pub sources: [u8; 32],
+    /// Lanes in which that is the one asked for.
+    pub inside: u32,
+    pub members: u32,
+}
+
 /// `shfl.sync`
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Shuffle {
+    /// Known before the launch, as nearly always.
+    pub fixed: Option<FixedShuffle>,
     pub mode: ShuffleMode,
     pub d: Slot,
     pub inside: Option<Pred>,

@@ -1,8 +1,9 @@
 //! Decoding of warp collectives, barriers and control flow.
 
-use super::cold::{Barrier, BarrierKind, Cold, Reduction, Shuffle, ShuffleMode, Vote};
+use super::cold::{Barrier, BarrierKind, Cold, FixedShuffle, Reduction, Shuffle, ShuffleMode, Vote};
 use super::context::{Decoded, Decoder};
 use super::op::{NO_PRED, Op};
+use crate::exec::shuffle_sources;
 use crate::ptx::ast::{Operand, Type};
 
 /// `shfl.sync`
@@ -18,8 +19,17 @@ pub(super) fn shuffle(d: &mut Decoder<'_>) -> Decoded<()> {
     let (first, second) = d.pair(0)?;
     let to = d.dest_operand(first, Type::B32)?;
     let inside = second.map(|operand| d.pred_dest(operand)).transpose()?;
+    let mode = MODES[mode];
+    let fixed = match (d.operand(2)?, d.operand(3)?, d.operand(4)?) {
+        (Operand::Immediate(b), Operand::Immediate(c), Operand::Immediate(members)) => {
+            let (sources, inside) = shuffle_sources(mode, &[*b as u32; 32], &[*c as u32; 32]);
+            Some(FixedShuffle { sources: sources.map(|lane| lane as u8), inside, members: *members as u32 })
+        }
+        _ => None,
+    };
     let shuffle = Shuffle {
-        mode: MODES[mode],
+        fixed,
+        mode,
         d: to,
         inside,
         a: d.source(1, Type::B32)?,

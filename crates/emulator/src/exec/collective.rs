@@ -112,37 +112,62 @@ pub(super) fn shuffle(
     act: u32,
     pc: u32,
 ) -> Result<Flow, Faulted> {
+    if let Some(fixed) = op.fixed {
+        // Everyone who is named is here, and everyone who is here is named.
+        if mask != 0 && mask & !fixed.members == 0 && fixed.members & warp.live & !mask == 0 {
+            m.require(block, warp, op.a, mask, pc)?;
+            move_lanes(m, block, warp, op, &fixed.sources, fixed.inside, mask, pc)?;
+            return Ok(Flow::Next);
+        }
+    }
     let meeting = meet(m, block, warp, op.members, mask, act, pc)?;
     for &set in meeting.sets() {
         for slot in [op.a, op.b, op.c] {
             m.require(block, warp, slot, set, pc)?;
         }
         let (sources, inside) = sources(op.mode, warp.row(op.b), warp.row(op.c));
-        if m.checked() {
-            let stray = (0..32).find(|&lane| set >> lane & 1 == 1 && set >> sources[lane as usize] & 1 == 0);
-            if let Some(lane) = stray {
-                let from = sources[lane as usize];
-                let message = format!("lane {lane} reads lane {from}, which does not take part");
-                return Err(m.fault(FaultKind::Divergence, block, warp.index, Some(lane), pc, message));
-            }
-        }
-        let a = warp.row(op.a);
-        let mut result = [0; 32];
-        for (value, source) in result.iter_mut().zip(&sources) {
-            *value = a[(*source & 31) as usize];
-        }
-        warp.put(op.d, &result, set);
-        if let Some(predicate) = op.inside {
-            warp.put_predicate(predicate, inside, set);
-        }
-        note(m, block, warp, set);
+        move_lanes(m, block, warp, op, &sources.map(|lane| lane as u8), inside, set, pc)?;
     }
     Ok(part(m, warp, &meeting, act, pc))
 }
 
+/// The lanes of `set` exchange values.
+#[expect(clippy::too_many_arguments, reason = "the operands of one instruction")]
+#[inline(always)]
+fn move_lanes(
+    m: &mut Machine<'_>,
+    block: &Block,
+    warp: &mut Warp,
+    op: &Shuffle,
+    sources: &[u8; 32],
+    inside: u32,
+    set: u32,
+    pc: u32,
+) -> Result<(), Faulted> {
+    if m.checked() && set != u32::MAX {
+        let stray = (0..32).find(|&lane| set >> lane & 1 == 1 && set >> (sources[lane as usize] & 31) & 1 == 0);
+        if let Some(lane) = stray {
+            let from = sources[lane as usize];
+            let message = format!("lane {lane} reads lane {from}, which does not take part");
+            return Err(m.fault(FaultKind::Divergence, block, warp.index, Some(lane), pc, message));
+        }
+    }
+    let a = warp.row(op.a);
+    let mut result = [0; 32];
+    for (value, source) in result.iter_mut().zip(sources) {
+        *value = a[usize::from(*source & 31)];
+    }
+    warp.put(op.d, &result, set);
+    if let Some(predicate) = op.inside {
+        warp.put_predicate(predicate, inside, set);
+    }
+    note(m, block, warp, set);
+    Ok(())
+}
+
 /// Which lane every lane reads, and in which lanes that is the one asked for.
 #[inline]
-fn sources(mode: ShuffleMode, b: &[u32; 32], c: &[u32; 32]) -> ([u32; 32], u32) {
+pub(crate) fn sources(mode: ShuffleMode, b: &[u32; 32], c: &[u32; 32]) -> ([u32; 32], u32) {
     let mut sources = [0; 32];
     let mut flags = [0u32; 32];
     for lane in 0..32 {

@@ -1,7 +1,8 @@
 //! Loads and stores through generic addresses, and loads of parameters at run-time offsets.
 
 use super::address::{Generic, PARAM_WINDOW, classify};
-use super::global::{self, addresses, read_one};
+use super::element::read_one;
+use super::global::{self, addresses};
 use super::machine::{Block, Faulted, Machine};
 use super::shared;
 use super::warp::Warp;

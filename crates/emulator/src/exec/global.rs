@@ -1,11 +1,15 @@
 //! Loads and stores of global memory.
 
+use super::element::{read_dense, read_lanes, read_uniform, with_words, write_dense, write_lanes};
 use super::machine::{Block, Faulted, Machine};
 use super::warp::Warp;
 use crate::check::{Kind, Order as Ordering, Request, Scope as Observers};
-use crate::counters::Direction;
-use crate::decode::op::{Access, Address, Element, Order, Scope};
+use crate::counters::{Counting, Direction};
+use crate::decode::op::{Access, Address, Order, Scope};
 use std::sync::atomic::{Ordering as Memory, fence};
+
+/// Bytes of a sector.
+const SECTOR: u64 = 32;
 
 /// Addresses of every lane, offset included.
 #[inline(always)]
@@ -26,6 +30,25 @@ pub(crate) fn contiguous(addresses: &[u64; 32], bytes: u64) -> bool {
         gaps |= address ^ addresses[0].wrapping_add(bytes * lane as u64);
     }
     gaps == 0
+}
+
+/// Whether all active lanes, of which there is one, have the same address.
+#[inline(always)]
+fn uniform(addresses: &[u64; 32], mask: u32) -> bool {
+    let first = addresses[mask.trailing_zeros() as usize & 31];
+    let mut differ = 0;
+    for (lane, address) in addresses.iter().enumerate() {
+        differ |= (address ^ first) & 0u64.wrapping_sub(u64::from(mask >> lane & 1));
+    }
+    differ == 0
+}
+
+/// Host address of lane 0 when all lanes are active, aligned, side by side and inside one allocation: the usual case.
+#[inline(always)]
+fn dense(m: &Machine<'_>, addresses: &[u64; 32], bytes: u32, mask: u32) -> Option<*mut u8> {
+    let bytes = u64::from(bytes);
+    let usual = mask == u32::MAX && addresses[0] & (bytes - 1) == 0 && contiguous(addresses, bytes);
+    if usual { m.view.resolve(addresses[0], 32 * bytes).ok() } else { None }
 }
 
 /// Host address of every active lane, after checking bounds and alignment.
@@ -129,12 +152,23 @@ pub(super) fn note<const CHECKED: bool>(
     access: &Access,
     kind: Kind,
     addresses: &[u64; 32],
+    dense: bool,
     mask: u32,
     pc: u32,
 ) -> Result<(), Faulted> {
     let bytes = access.element.total();
-    let direction = if kind == Kind::Store { Direction::Store } else { Direction::Load };
-    m.recorder.global_request(direction, mask, addresses, bytes);
+    if dense && m.options.counting == Counting::Basic {
+        let counters = &mut m.recorder.counters;
+        let traffic = if kind == Kind::Store { &mut counters.global_stores } else { &mut counters.global_loads };
+        let length = u64::from(32 * bytes);
+        traffic.requests += 1;
+        traffic.bytes += length;
+        traffic.sectors += (addresses[0] + length - 1) / SECTOR - addresses[0] / SECTOR + 1;
+        traffic.ideal_sectors += length / SECTOR;
+    } else {
+        let direction = if kind == Kind::Store { Direction::Store } else { Direction::Load };
+        m.recorder.global_request(direction, mask, addresses, bytes);
+    }
     if CHECKED {
         let request = Request {
             agent: m.agent(block, warp.index),
@@ -145,46 +179,18 @@ pub(super) fn note<const CHECKED: bool>(
             scope: observers(access.scope),
             line: m.line(pc),
         };
-        let (values, rows) = if kind == Kind::Store { words(warp, access) } else { ([[0; 32]; 4], 0) };
-        let rows = &[&values[0], &values[1], &values[2], &values[3]][..rows];
-        if let Some(sanitizer) = &mut m.sanitizer
-            && let Err(violation) = sanitizer.global_access(&request, addresses, rows)
-        {
-            return Err(m.violation(block, warp.index, pc, &violation));
+        if let Some(sanitizer) = &mut m.sanitizer {
+            let result = if kind == Kind::Store {
+                with_words(warp, access, |rows| sanitizer.global_access(&request, addresses, rows))
+            } else {
+                sanitizer.global_access(&request, addresses, &[])
+            };
+            if let Err(violation) = result {
+                return Err(m.violation(block, warp.index, pc, &violation));
+            }
         }
     }
     Ok(())
-}
-
-/// The values of a store, one row of lanes per 4 bytes; how many rows.
-pub(super) fn words(warp: &Warp, access: &Access) -> ([[u32; 32]; 4], usize) {
-    let mut rows = [[0; 32]; 4];
-    let mut used = 0;
-    for (index, &slot) in access.data[..usize::from(access.element.count)].iter().enumerate() {
-        match access.element.bytes {
-            8 => {
-                for (lane, value) in warp.wide(slot).iter().enumerate() {
-                    rows[used][lane] = *value as u32;
-                    rows[used + 1][lane] = (*value >> 32) as u32;
-                }
-                used += 2;
-            }
-            4 => {
-                rows[used] = *warp.row(slot);
-                used += 1;
-            }
-            // Narrow values are packed side by side, as memory holds them.
-            bytes => {
-                let shift = 8 * u32::from(bytes) * index as u32;
-                let keep = (1u32 << (8 * bytes)) - 1;
-                for (lane, value) in warp.row(slot).iter().enumerate() {
-                    rows[(shift / 32) as usize][lane] |= (value & keep) << (shift % 32);
-                }
-                used = (shift / 32) as usize + 1;
-            }
-        }
-    }
-    (rows, used)
 }
 
 /// Refuse undefined sources of an access.
@@ -224,21 +230,26 @@ pub(super) fn load<const CHECKED: bool>(
     }
     require::<CHECKED>(m, block, warp, access, false, mask, pc)?;
     let addresses = addresses(warp, access.address());
-    let element = access.element;
-    let bytes = element.total();
-    let places = resolve(m, block, warp.index, &addresses, bytes, mask, pc)?;
+    let bytes = access.element.total();
+    let dense = dense(m, &addresses, bytes, mask);
+    let places = match dense {
+        Some(base) => Places::Near { base, low: addresses[0] },
+        None => resolve(m, block, warp.index, &addresses, bytes, mask, pc)?,
+    };
     if access.order.polls() {
         warp.polled = true;
         warp.polled_at = pc;
     }
     let kind = if access.order == Order::ReadOnly { Kind::LoadNonCoherent } else { Kind::Load };
-    note::<CHECKED>(m, block, warp, access, kind, &addresses, mask, pc)?;
-    if let (Places::Near { base, .. }, u32::MAX) = (&places, mask)
-        && contiguous(&addresses, u64::from(bytes))
+    note::<CHECKED>(m, block, warp, access, kind, &addresses, dense.is_some(), mask, pc)?;
+    if let Some(base) = dense {
+        // SAFETY: `dense` found 32 times `bytes` bytes inside one allocation.
+        unsafe { read_dense(warp, access, base) };
+    } else if let Places::Near { base, .. } = places
+        && uniform(&addresses, mask)
     {
-        // SAFETY: `resolve` found all bytes from the lowest to the highest address inside one allocation; the lanes are
-        // side by side, so the lowest is lane 0's and 32 times `bytes` follow.
-        unsafe { read_dense(warp, access, *base) };
+        // SAFETY: `resolve` checked `bytes` at the lowest address, which is the only one.
+        unsafe { read_uniform(warp, access, mask, base) };
     } else {
         // SAFETY: `resolve` checked `bytes` at every active lane's place.
         unsafe { read_lanes(warp, access, mask, |lane| places.lane(lane, &addresses)) };
@@ -265,167 +276,22 @@ pub(super) fn store<const CHECKED: bool>(
     require::<CHECKED>(m, block, warp, access, true, mask, pc)?;
     let addresses = addresses(warp, access.address());
     let bytes = access.element.total();
-    let places = resolve(m, block, warp.index, &addresses, bytes, mask, pc)?;
-    note::<CHECKED>(m, block, warp, access, Kind::Store, &addresses, mask, pc)?;
+    let dense = dense(m, &addresses, bytes, mask);
+    let places = match dense {
+        Some(base) => Places::Near { base, low: addresses[0] },
+        None => resolve(m, block, warp.index, &addresses, bytes, mask, pc)?,
+    };
+    note::<CHECKED>(m, block, warp, access, Kind::Store, &addresses, dense.is_some(), mask, pc)?;
     m.version += 1;
     if access.order == Order::Release {
         fence(Memory::Release);
     }
-    if let (Places::Near { base, .. }, u32::MAX) = (&places, mask)
-        && contiguous(&addresses, u64::from(bytes))
-    {
+    if let Some(base) = dense {
         // SAFETY: as in `load`; device memory is raw memory that nothing holds references to.
-        unsafe { write_dense(warp, access, *base) };
+        unsafe { write_dense(warp, access, base) };
     } else {
         // SAFETY: `resolve` checked `bytes` at every active lane's place.
         unsafe { write_lanes(warp, access, mask, |lane| places.lane(lane, &addresses)) };
     }
     Ok(())
-}
-
-/// Read 32 lanes that lie side by side from `base`.
-///
-/// # Safety
-/// 32 times the element's total must be readable at `base`.
-#[inline(always)]
-pub(super) unsafe fn read_dense(warp: &mut Warp, access: &Access, base: *const u8) {
-    let Element { bytes, signed, wide, count } = access.element;
-    let count = usize::from(count);
-    match (bytes, wide) {
-        (4, false) => {
-            for (part, &slot) in access.data[..count].iter().enumerate() {
-                let mut row = [0u32; 32];
-                for (lane, value) in row.iter_mut().enumerate() {
-                    // SAFETY: lane * count + part is below 32 * count words, all of which the caller vouches for.
-                    *value = unsafe { base.cast::<u32>().add(lane * count + part).read_unaligned() };
-                }
-                warp.put(slot, &row, u32::MAX);
-            }
-        }
-        (2, false) if !signed => {
-            for (part, &slot) in access.data[..count].iter().enumerate() {
-                let mut row = [0u32; 32];
-                for (lane, value) in row.iter_mut().enumerate() {
-                    // SAFETY: as above, in half words.
-                    *value = unsafe { base.cast::<u16>().add(lane * count + part).read_unaligned() }.into();
-                }
-                warp.put(slot, &row, u32::MAX);
-            }
-        }
-        _ => {
-            let step = usize::from(bytes) * count;
-            // SAFETY: every lane's bytes are inside what the caller vouches for.
-            unsafe { read_lanes(warp, access, u32::MAX, |lane| base.wrapping_add(lane * step)) };
-        }
-    }
-}
-
-/// Read each active lane from its own place.
-///
-/// # Safety
-/// The element's total must be readable at the place of every lane of `mask`.
-#[inline(always)]
-pub(super) unsafe fn read_lanes(warp: &mut Warp, access: &Access, mask: u32, place: impl Fn(usize) -> *const u8) {
-    let Element { bytes, signed, wide, count } = access.element;
-    for (part, &slot) in access.data[..usize::from(count)].iter().enumerate() {
-        let mut row = [0u64; 32];
-        for lane in (0..32).filter(|lane| mask >> lane & 1 == 1) {
-            let from = place(lane).wrapping_add(part * usize::from(bytes));
-            // SAFETY: the caller vouches for `count` elements at the lane's place, and `part` is below `count`.
-            row[lane] = unsafe { read_one(from, bytes, signed) };
-        }
-        if wide {
-            warp.put_wide(slot, &row, mask);
-        } else {
-            warp.put(slot, &row.map(|value| value as u32), mask);
-        }
-    }
-}
-
-/// Read one element, extended to 64 bits.
-///
-/// # Safety
-/// `bytes` must be readable at `from`.
-#[inline(always)]
-pub(super) unsafe fn read_one(from: *const u8, bytes: u8, signed: bool) -> u64 {
-    // SAFETY: the caller vouches for `bytes` bytes; unaligned reads need nothing else.
-    unsafe {
-        match (bytes, signed) {
-            (1, false) => from.read().into(),
-            (1, true) => from.cast::<i8>().read() as i64 as u64,
-            (2, false) => from.cast::<u16>().read_unaligned().into(),
-            (2, true) => from.cast::<i16>().read_unaligned() as i64 as u64,
-            (4, false) => from.cast::<u32>().read_unaligned().into(),
-            (4, true) => from.cast::<i32>().read_unaligned() as i64 as u64,
-            _ => from.cast::<u64>().read_unaligned(),
-        }
-    }
-}
-
-/// Write 32 lanes side by side from `base`.
-///
-/// # Safety
-/// 32 times the element's total must be writable at `base`.
-#[inline(always)]
-pub(super) unsafe fn write_dense(warp: &Warp, access: &Access, base: *mut u8) {
-    let Element { bytes, count, .. } = access.element;
-    let count = usize::from(count);
-    match bytes {
-        4 => {
-            for (part, &slot) in access.data[..count].iter().enumerate() {
-                for (lane, value) in warp.row(slot).iter().enumerate() {
-                    // SAFETY: lane * count + part is below 32 * count words, all of which the caller vouches for.
-                    unsafe { base.cast::<u32>().add(lane * count + part).write_unaligned(*value) };
-                }
-            }
-        }
-        2 => {
-            for (part, &slot) in access.data[..count].iter().enumerate() {
-                for (lane, value) in warp.row(slot).iter().enumerate() {
-                    // SAFETY: as above, in half words.
-                    unsafe { base.cast::<u16>().add(lane * count + part).write_unaligned(*value as u16) };
-                }
-            }
-        }
-        _ => {
-            let step = usize::from(bytes) * count;
-            // SAFETY: every lane's bytes are inside what the caller vouches for.
-            unsafe { write_lanes(warp, access, u32::MAX, |lane| base.wrapping_add(lane * step)) };
-        }
-    }
-}
-
-/// Write each active lane to its own place, lowest lane first.
-///
-/// # Safety
-/// The element's total must be writable at the place of every lane of `mask`.
-#[inline(always)]
-pub(super) unsafe fn write_lanes(warp: &Warp, access: &Access, mask: u32, place: impl Fn(usize) -> *mut u8) {
-    let Element { bytes, count, .. } = access.element;
-    for lane in (0..32).filter(|lane| mask >> lane & 1 == 1) {
-        let start = place(lane);
-        for (part, &slot) in access.data[..usize::from(count)].iter().enumerate() {
-            let to = start.wrapping_add(part * usize::from(bytes));
-            let value = if bytes == 8 { warp.wide(slot)[lane] } else { warp.row(slot)[lane].into() };
-            // SAFETY: the caller vouches for `count` elements at the lane's place, and `part` is below `count`.
-            unsafe { write_one(to, bytes, value) };
-        }
-    }
-}
-
-/// Write the low `bytes` of a value.
-///
-/// # Safety
-/// `bytes` must be writable at `to`.
-#[inline(always)]
-pub(super) unsafe fn write_one(to: *mut u8, bytes: u8, value: u64) {
-    // SAFETY: the caller vouches for `bytes` bytes; unaligned writes need nothing else.
-    unsafe {
-        match bytes {
-            1 => to.write(value as u8),
-            2 => to.cast::<u16>().write_unaligned(value as u16),
-            4 => to.cast::<u32>().write_unaligned(value as u32),
-            _ => to.cast::<u64>().write_unaligned(value),
-        }
-    }
 }

@@ -9,6 +9,7 @@ mod asynchronous;
 mod atomic;
 pub(crate) mod barrier;
 mod collective;
+mod element;
 mod elementwise;
 mod generic;
 mod global;
@@ -18,5 +19,7 @@ pub(crate) mod random;
 mod rare;
 pub(crate) mod run;
 mod shared;
-mod tensor;
+pub(crate) mod tensor;
 pub(crate) mod warp;
+
+pub(crate) use collective::sources as shuffle_sources;

@@ -10,7 +10,7 @@ use super::warp::{Group, Row, State, Warp};
 use super::{asynchronous, barrier, global, shared};
 use crate::decode::op::{Ins, Op, Pred, PredOp, Slot};
 use crate::launch::FaultKind;
-use crate::numerics::compare::{Compared, Comparison, integers, lanes as compare_lanes};
+use crate::numerics::compare::{Compared, Comparison, lanes as compare_lanes};
 use crate::numerics::integer::Permute;
 use crate::numerics::{Lanes, convert, dispatched, float, half, integer, map1, map2, map3};
 
@@ -41,20 +41,16 @@ fn turn_wide<const CHECKED: bool>(m: &mut Machine<'_>, block: &mut Block, warp: 
 }
 
 dispatched! {
-    /// One bit per lane in which a comparison of 32-bit values holds.
-    pub fn compare_words(comparison: Comparison, compared: Compared, a: &Lanes, b: &Lanes) -> u32 = compare_lanes;
+    /// One bit per lane in which an unusual comparison of f32 holds.
+    pub fn compare_rarely(comparison: Comparison, a: &Lanes, b: &Lanes) -> u32 = compare_rarely_body;
 }
 
-dispatched! {
-    /// One bit per lane in which a comparison of unsigned 64-bit values holds.
-    pub fn compare_u64(comparison: Comparison, a: &[u64; 32], b: &[u64; 32]) -> u32 = compare_u64_body;
+#[inline(always)]
+fn compare_rarely_body(comparison: Comparison, a: &Lanes, b: &Lanes) -> u32 {
+    compare_lanes(comparison, Compared::F32, a, b)
 }
 
-dispatched! {
-    /// One bit per lane in which a comparison of signed 64-bit values holds.
-    pub fn compare_s64(comparison: Comparison, a: &[u64; 32], b: &[u64; 32]) -> u32 = compare_s64_body;
-}
-
+/// One bit per lane in which a condition holds.
 #[inline(always)]
 fn bits(f: impl Fn(usize) -> bool) -> u32 {
     let mut flags = [0u32; 32];
@@ -64,23 +60,35 @@ fn bits(f: impl Fn(usize) -> bool) -> u32 {
     flags.iter().fold(0, |bits, flag| bits | flag)
 }
 
-macro_rules! each_comparison {
-    ($comparison:expr, $($op:ident),*; $f:expr) => {
-        match $comparison {
-            $(Comparison::$op => bits(|lane| $f(Comparison::$op, lane)),)*
-            _ => 0,
-        }
-    };
+/// An integer comparison out of two that the processor has, so that the loop holds little code for each type.
+#[inline(always)]
+fn compare_integers<T: Ord + Copy>(comparison: Comparison, a: impl Fn(usize) -> T, b: impl Fn(usize) -> T) -> u32 {
+    let less = |swap: bool| if swap { bits(|lane| b(lane) < a(lane)) } else { bits(|lane| a(lane) < b(lane)) };
+    match comparison {
+        Comparison::Eq => bits(|lane| a(lane) == b(lane)),
+        Comparison::Ne => !bits(|lane| a(lane) == b(lane)),
+        Comparison::Lt => less(false),
+        Comparison::Ge => !less(false),
+        Comparison::Gt => less(true),
+        Comparison::Le => !less(true),
+        // The decoder refuses the others for integers.
+        _ => 0,
+    }
 }
 
+/// A comparison of f32.
 #[inline(always)]
-fn compare_u64_body(comparison: Comparison, a: &[u64; 32], b: &[u64; 32]) -> u32 {
-    each_comparison!(comparison, Eq, Ne, Lt, Le, Gt, Ge; |op, lane: usize| integers(op, a[lane], b[lane]))
-}
-
-#[inline(always)]
-fn compare_s64_body(comparison: Comparison, a: &[u64; 32], b: &[u64; 32]) -> u32 {
-    each_comparison!(comparison, Eq, Ne, Lt, Le, Gt, Ge; |op, lane: usize| integers(op, a[lane] as i64, b[lane] as i64))
+fn compare_floats(comparison: Comparison, a: &Lanes, b: &Lanes) -> u32 {
+    let (x, y) = (|lane: usize| f32::from_bits(a[lane]), |lane: usize| f32::from_bits(b[lane]));
+    match comparison {
+        Comparison::Eq => bits(|lane| x(lane) == y(lane)),
+        Comparison::Neu => !bits(|lane| x(lane) == y(lane)),
+        Comparison::Lt => bits(|lane| x(lane) < y(lane)),
+        Comparison::Gt => bits(|lane| y(lane) < x(lane)),
+        Comparison::Le => bits(|lane| x(lane) <= y(lane)),
+        Comparison::Ge => bits(|lane| y(lane) <= x(lane)),
+        _ => compare_rarely(comparison, a, b),
+    }
 }
 
 /// Write some lanes of a row and leave the others.
@@ -415,23 +423,27 @@ fn body<const CHECKED: bool>(m: &mut Machine<'_>, block: &mut Block, warp: &mut 
             }
             Op::SetU32(comparison, d, a, b) => {
                 need!(a, b);
-                put_predicate!(d, compare_words(comparison, Compared::U32, row!(a), row!(b)));
+                let (x, y) = (row!(a), row!(b));
+                put_predicate!(d, compare_integers(comparison, |lane| x[lane], |lane| y[lane]));
             }
             Op::SetS32(comparison, d, a, b) => {
                 need!(a, b);
-                put_predicate!(d, compare_words(comparison, Compared::S32, row!(a), row!(b)));
+                let (x, y) = (row!(a), row!(b));
+                put_predicate!(d, compare_integers(comparison, |lane| x[lane] as i32, |lane| y[lane] as i32));
             }
             Op::SetF32(comparison, d, a, b) => {
                 need!(a, b);
-                put_predicate!(d, compare_words(comparison, Compared::F32, row!(a), row!(b)));
+                put_predicate!(d, compare_floats(comparison, row!(a), row!(b)));
             }
             Op::SetU64(comparison, d, a, b) => {
                 need!(a, b);
-                put_predicate!(d, compare_u64(comparison, wide!(a), wide!(b)));
+                let (x, y) = (wide!(a), wide!(b));
+                put_predicate!(d, compare_integers(comparison, |lane| x[lane], |lane| y[lane]));
             }
             Op::SetS64(comparison, d, a, b) => {
                 need!(a, b);
-                put_predicate!(d, compare_s64(comparison, wide!(a), wide!(b)));
+                let (x, y) = (wide!(a), wide!(b));
+                put_predicate!(d, compare_integers(comparison, |lane| x[lane] as i64, |lane| y[lane] as i64));
             }
             Op::Select32(r, p) => {
                 need!(r.a, r.b);
@@ -441,7 +453,8 @@ fn body<const CHECKED: bool>(m: &mut Machine<'_>, block: &mut Block, warp: &mut 
                 let (a, b) = (row!(r.a), row!(r.b));
                 let mut values = [0; 32];
                 for lane in 0..32 {
-                    values[lane] = if p >> lane & 1 == 1 { a[lane] } else { b[lane] };
+                    let take = 0u32.wrapping_sub(p >> lane & 1);
+                    values[lane] = (a[lane] & take) | (b[lane] & !take);
                 }
                 put!(r.d, values);
             }
@@ -451,7 +464,8 @@ fn body<const CHECKED: bool>(m: &mut Machine<'_>, block: &mut Block, warp: &mut 
                 // SAFETY: see `File`.
                 let p = unsafe { *file.predicates.add(usize::from(p)) };
                 let (a, b) = (wide!(r.a), wide!(r.b));
-                put_wide!(r.d, lanes64!(|lane| if p >> lane & 1 == 1 { a[lane] } else { b[lane] }));
+                let take = |lane: usize| 0u64.wrapping_sub(u64::from(p >> lane & 1));
+                put_wide!(r.d, lanes64!(|lane| (a[lane] & take(lane)) | (b[lane] & !take(lane))));
             }
             Op::Logic(op, d, a, b) => {
                 need_predicate!(a, mask);
@@ -602,9 +616,11 @@ fn body<const CHECKED: bool>(m: &mut Machine<'_>, block: &mut Block, warp: &mut 
     }
 }
 
+/// `.ftz` without a blend: where the exponent is zero only the sign stays.
 #[inline(always)]
 fn flush(x: u32) -> u32 {
-    float::flush_f32(x)
+    let subnormal = 0u32.wrapping_sub(u32::from(x & 0x7F80_0000 == 0));
+    x & !(subnormal >> 1)
 }
 
 /// No group of the warp can run.

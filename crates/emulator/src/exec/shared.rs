@@ -1,10 +1,12 @@
 //! Loads and stores of shared memory.
 
-use super::global::{read_dense, read_lanes, require, words, write_dense, write_lanes};
+use super::address::SHARED_BASE;
+use super::element::{read_dense, read_lanes, read_uniform, with_words, write_dense, write_lanes};
+use super::global::require;
 use super::machine::{Block, Faulted, Machine};
 use super::warp::Warp;
 use crate::check::{Kind, Request};
-use crate::counters::Direction;
+use crate::counters::{Direction, SharedTraffic};
 use crate::decode::op::{Access, Address};
 
 /// An address that is outside every CTA's shared memory, and aligned for every access.
@@ -37,6 +39,35 @@ fn contiguous(addresses: &[u32; 32], bytes: u32) -> bool {
         gaps |= address ^ addresses[0].wrapping_add(bytes * lane as u32);
     }
     gaps == 0
+}
+
+/// Whether all active lanes, of which there is one, have the same address.
+#[inline(always)]
+fn uniform(addresses: &[u32; 32], mask: u32) -> bool {
+    let first = addresses[mask.trailing_zeros() as usize & 31];
+    let mut differ = 0;
+    for (lane, address) in addresses.iter().enumerate() {
+        differ |= (address ^ first) & 0u32.wrapping_sub(mask >> lane & 1);
+    }
+    differ == 0
+}
+
+/// Where in the CTA's memory lane 0 is when all lanes are active, aligned, side by side and inside: the usual case.
+#[inline(always)]
+fn dense(block: &Block, addresses: &[u32; 32], bytes: u32, mask: u32) -> Option<usize> {
+    let usual = mask == u32::MAX && addresses[0] & (bytes - 1) == 0 && contiguous(addresses, bytes);
+    if usual { block.shared_offset(addresses[0], 32 * bytes) } else { None }
+}
+
+/// Count a request of all 32 lanes that needs no more passes over the banks than it must: lanes side by side from a
+/// multiple of the size on, or all at one address.
+#[inline(always)]
+fn count_ideal(traffic: &mut SharedTraffic, bytes: u32) {
+    let passes = u64::from(bytes.div_ceil(4));
+    traffic.requests += 1;
+    traffic.bytes += u64::from(32 * bytes);
+    traffic.wavefronts += passes;
+    traffic.ideal_wavefronts += passes;
 }
 
 /// Check bounds and alignment of every active lane; gives the lowest address.
@@ -133,21 +164,32 @@ pub(super) fn load_at<const CHECKED: bool>(
     pc: u32,
 ) -> Result<(), Faulted> {
     let bytes = access.element.total();
-    check(m, block, warp.index, addresses, bytes, mask, pc)?;
+    let dense = dense(block, addresses, bytes, mask);
+    let same = dense.is_none() && uniform(addresses, mask);
+    if dense.is_none() {
+        check(m, block, warp.index, addresses, bytes, mask, pc)?;
+    }
     if access.order.polls() {
         warp.polled = true;
         warp.polled_at = pc;
     }
-    m.recorder.shared_request(Direction::Load, mask, addresses, bytes);
+    if dense.is_some() || (same && mask == u32::MAX) {
+        count_ideal(&mut m.recorder.counters.shared_loads, bytes);
+    } else {
+        m.recorder.shared_request(Direction::Load, mask, addresses, bytes);
+    }
     if CHECKED {
         let request = request(m, block, warp, access, mask, Kind::Load, pc);
         note(m, block, warp.index, &request, addresses, &[], pc)?;
     }
     let base = block.shared.as_ptr();
-    let place = |lane: usize| base.wrapping_add(addresses[lane].wrapping_sub(super::address::SHARED_BASE) as usize);
-    if mask == u32::MAX && contiguous(addresses, bytes) {
-        // SAFETY: `check` found lane 0 and lane 31 inside, and the lanes are side by side.
-        unsafe { read_dense(warp, access, place(0)) };
+    let place = |lane: usize| base.wrapping_add(addresses[lane].wrapping_sub(SHARED_BASE) as usize);
+    if let Some(offset) = dense {
+        // SAFETY: `dense` found 32 times `bytes` bytes inside.
+        unsafe { read_dense(warp, access, base.wrapping_add(offset)) };
+    } else if same {
+        // SAFETY: `check` found the address of the active lanes, which is the same in all, inside.
+        unsafe { read_uniform(warp, access, mask, place(mask.trailing_zeros() as usize & 31)) };
     } else {
         // SAFETY: `check` found the lowest and the highest active lane inside, so all are.
         unsafe { read_lanes(warp, access, mask, place) };
@@ -185,20 +227,23 @@ pub(super) fn store_at<const CHECKED: bool>(
     pc: u32,
 ) -> Result<(), Faulted> {
     let bytes = access.element.total();
-    check(m, block, warp.index, addresses, bytes, mask, pc)?;
-    m.recorder.shared_request(Direction::Store, mask, addresses, bytes);
+    let dense = dense(block, addresses, bytes, mask);
+    if dense.is_some() {
+        count_ideal(&mut m.recorder.counters.shared_stores, bytes);
+    } else {
+        check(m, block, warp.index, addresses, bytes, mask, pc)?;
+        m.recorder.shared_request(Direction::Store, mask, addresses, bytes);
+    }
     m.version += 1;
     if CHECKED {
         let request = request(m, block, warp, access, mask, Kind::Store, pc);
-        let (values, rows) = words(warp, access);
-        let rows = &[&values[0], &values[1], &values[2], &values[3]][..rows];
-        note(m, block, warp.index, &request, addresses, rows, pc)?;
+        with_words(warp, access, |rows| note(m, block, warp.index, &request, addresses, rows, pc))?;
     }
     let base = block.shared.as_mut_ptr();
-    let place = |lane: usize| base.wrapping_add(addresses[lane].wrapping_sub(super::address::SHARED_BASE) as usize);
-    if mask == u32::MAX && contiguous(addresses, bytes) {
-        // SAFETY: `check` found lane 0 and lane 31 inside, and the lanes are side by side; `block` is borrowed mutably.
-        unsafe { write_dense(warp, access, place(0)) };
+    let place = |lane: usize| base.wrapping_add(addresses[lane].wrapping_sub(SHARED_BASE) as usize);
+    if let Some(offset) = dense {
+        // SAFETY: `dense` found 32 times `bytes` bytes inside; `block` is borrowed mutably.
+        unsafe { write_dense(warp, access, base.wrapping_add(offset)) };
     } else {
         // SAFETY: `check` found the lowest and the highest active lane inside, so all are.
         unsafe { write_lanes(warp, access, mask, place) };

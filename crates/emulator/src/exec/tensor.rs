@@ -1,5 +1,6 @@
 //! `mma.sync`, `ldmatrix`, `stmatrix`, `movmatrix`. The whole warp is here.
 
+use super::address::SHARED_BASE;
 use super::machine::{Block, Faulted, Machine};
 use super::shared::{addresses, check, note};
 use super::warp::Warp;
@@ -11,8 +12,8 @@ use crate::numerics::mma::{self, Form};
 
 const ALL: u32 = u32::MAX;
 
-/// Shape of a product, for the counters.
-fn shape(form: Form) -> (u32, u32, u32) {
+/// Rows, columns and depth of a product, for the counters.
+pub(crate) fn shape(form: Form) -> (u32, u32, u32) {
     match form {
         Form::Half { k, .. }
         | Form::HalfToHalf { k }
@@ -31,8 +32,6 @@ pub(super) fn mma(m: &mut Machine<'_>, block: &Block, warp: &mut Warp, op: &Mma,
             m.require(block, warp, slot, ALL, pc)?;
         }
     }
-    let (rows, columns, depth) = shape(op.form);
-    m.recorder.tensor_op(rows, columns, depth, op.input);
     let arithmetic = match m.options.mma {
         MmaArithmetic::Fma => mma::MmaArithmetic::Fma,
         MmaArithmetic::Hopper => mma::MmaArithmetic::Hopper,
@@ -40,7 +39,7 @@ pub(super) fn mma(m: &mut Machine<'_>, block: &Block, warp: &mut Warp, op: &Mma,
     let result =
         mma::execute(op.form, arithmetic, op.a.map(|s| warp.row(s)), op.b.map(|s| warp.row(s)), op.c.map(|s| warp.row(s)));
     for (row, &slot) in result.iter().zip(&op.d[..c]) {
-        warp.put(slot, row, ALL);
+        warp.put_all(slot, row);
     }
     Ok(())
 }
@@ -64,7 +63,7 @@ pub(super) fn matrix(
             m.require(block, warp, slot, ALL, pc)?;
         }
     }
-    m.recorder.matrix_request(&at, count as u32);
+    self::count(m, &at, count);
     if m.checked() {
         let kind = if op.store { Kind::Store } else { Kind::Load };
         let request = Request::weak(m.agent(block, warp.index), mask, 16, kind, m.line(pc));
@@ -88,23 +87,34 @@ pub(super) fn matrix(
         }
         return Ok(());
     }
-    for matrix in 0..count {
-        let mut rows = [[0u8; 16]; 8];
-        for (row, bytes) in rows.iter_mut().enumerate() {
-            if let Some(offset) = block.shared_offset(at[8 * matrix + row], 16) {
-                bytes.copy_from_slice(&block.shared[offset..offset + 16]);
-            }
-        }
+    for (matrix, &slot) in op.data[..count].iter().enumerate() {
         // Laid end to end, the rows are the register image: lane 4r + q holds elements 2q and 2q + 1 of row r.
         let mut image = [0u32; 32];
-        for (word, value) in image.iter_mut().enumerate() {
-            let (row, at) = (word / 4, 4 * (word % 4));
-            *value = u32::from_le_bytes([rows[row][at], rows[row][at + 1], rows[row][at + 2], rows[row][at + 3]]);
+        for row in 0..8 {
+            let from = block.shared.as_ptr().wrapping_add(at[8 * matrix + row].wrapping_sub(SHARED_BASE) as usize);
+            // SAFETY: `check` found 16 bytes at the address of each of the first `8 * count` lanes.
+            let words = unsafe { from.cast::<[u32; 4]>().read_unaligned() };
+            image[4 * row..4 * row + 4].copy_from_slice(&words);
         }
-        let image = if op.transpose { transposed(&image) } else { image };
-        warp.put(op.data[matrix], &image, ALL);
+        warp.put_all(slot, &if op.transpose { transposed(&image) } else { image });
     }
     Ok(())
+}
+
+/// Count the passes over the banks. Eight rows of 16 bytes take one pass if no two of them lie in the same banks.
+fn count(m: &mut Machine<'_>, at: &[u32; 32], matrices: usize) {
+    let free = (0..matrices).all(|matrix| {
+        let banks = at[8 * matrix..8 * matrix + 8].iter().fold(0u32, |banks, address| banks | 1 << (address >> 4 & 7));
+        banks == 0xFF
+    });
+    if !free {
+        return m.recorder.matrix_request(at, matrices as u32);
+    }
+    let traffic = &mut m.recorder.counters.matrix_loads;
+    traffic.requests += 1;
+    traffic.bytes += 128 * matrices as u64;
+    traffic.wavefronts += matrices as u64;
+    traffic.ideal_wavefronts += matrices as u64;
 }
 
 /// What `stmatrix` writes: four words of the row that each lane addresses.
@@ -121,12 +131,40 @@ fn stored_rows(warp: &Warp, op: &MatrixAccess) -> [[u32; 32]; 4] {
 }
 
 /// An 8 by 8 matrix of 16-bit elements, two to a lane, with rows and columns exchanged.
+#[inline(always)]
 fn transposed(image: &[u32; 32]) -> [u32; 32] {
-    let element = |row: usize, column: usize| image[4 * row + column / 2] >> (16 * (column % 2)) & 0xFFFF;
-    std::array::from_fn(|lane| {
-        let (row, column) = (lane / 4, 2 * (lane % 4));
-        element(column, row) | element(column + 1, row) << 16
-    })
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{
+            __m128i, _mm_unpackhi_epi16, _mm_unpackhi_epi32, _mm_unpackhi_epi64, _mm_unpacklo_epi16,
+            _mm_unpacklo_epi32, _mm_unpacklo_epi64,
+        };
+        // SAFETY: SSE2 is part of x86-64; 32 words and eight vectors of 128 bits are the same bytes.
+        unsafe {
+            let rows: [__m128i; 8] = std::mem::transmute(*image);
+            // Pairs of rows, then fours, then all eight: each step doubles the run of elements of one column.
+            let [a, b, c, d] = [0, 2, 4, 6].map(|row| {
+                (_mm_unpacklo_epi16(rows[row], rows[row + 1]), _mm_unpackhi_epi16(rows[row], rows[row + 1]))
+            });
+            let four = |x: __m128i, y: __m128i| (_mm_unpacklo_epi32(x, y), _mm_unpackhi_epi32(x, y));
+            let (upper, lower) = ([four(a.0, b.0), four(a.1, b.1)], [four(c.0, d.0), four(c.1, d.1)]);
+            let eight = |x: __m128i, y: __m128i| [_mm_unpacklo_epi64(x, y), _mm_unpackhi_epi64(x, y)];
+            std::mem::transmute([
+                eight(upper[0].0, lower[0].0),
+                eight(upper[0].1, lower[0].1),
+                eight(upper[1].0, lower[1].0),
+                eight(upper[1].1, lower[1].1),
+            ])
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let element = |row: usize, column: usize| image[4 * row + column / 2] >> (16 * (column % 2)) & 0xFFFF;
+        std::array::from_fn(|lane| {
+            let (row, column) = (lane / 4, 2 * (lane % 4));
+            element(column, row) | element(column + 1, row) << 16
+        })
+    }
 }
 
 /// `movmatrix`

@@ -151,19 +151,32 @@ impl Warp {
     }
 
     /// The 32-bit lanes of a slot.
+    #[inline(always)]
     pub fn row(&self, slot: Slot) -> &[u32; 32] {
         &self.rows[usize::from(slot)].0
     }
 
     /// The 64-bit lanes of a slot and its neighbour.
+    #[inline(always)]
     pub fn wide(&self, slot: Slot) -> &[u64; 32] {
         let rows = &self.rows[usize::from(slot)..usize::from(slot) + 2];
         // SAFETY: two rows of 32 words, adjacent and aligned to 64 bytes, are 32 double words.
         unsafe { &*rows.as_ptr().cast() }
     }
 
+    /// Write all lanes of a slot.
+    #[inline(always)]
+    pub fn put_all(&mut self, slot: Slot, values: &[u32; 32]) {
+        self.rows[usize::from(slot)].0 = *values;
+        self.define(slot, u32::MAX);
+    }
+
     /// Write the lanes of `mask` to a slot.
+    #[inline(always)]
     pub fn put(&mut self, slot: Slot, values: &[u32; 32], mask: u32) {
+        if mask == u32::MAX {
+            return self.put_all(slot, values);
+        }
         let row = &mut self.rows[usize::from(slot)].0;
         for lane in 0..32 {
             let keep = 0u32.wrapping_sub(mask >> lane & 1);
@@ -173,6 +186,7 @@ impl Warp {
     }
 
     /// Write the lanes of `mask` to a slot and its neighbour.
+    #[inline(always)]
     pub fn put_wide(&mut self, slot: Slot, values: &[u64; 32], mask: u32) {
         let rows = &mut self.rows[usize::from(slot)..usize::from(slot) + 2];
         // SAFETY: as in `wide`; the slice is borrowed for writing.
@@ -198,6 +212,7 @@ impl Warp {
         }
     }
 
+    #[inline(always)]
     fn define(&mut self, slot: Slot, mask: u32) {
         if let Some(defined) = self.defined.get_mut(usize::from(slot)) {
             *defined |= mask;

@@ -2,11 +2,14 @@
 
 use super::residency;
 use crate::check::{Lints, Sanitizer, Shape};
-use crate::counters::Recorder;
+use crate::counters::{Recorder, TensorCount};
 use crate::decode::Program;
+use crate::decode::cold::Cold;
+use crate::decode::op::Op;
 use crate::decode::slots::Init;
 use crate::exec::address::SHARED_BASE;
 use crate::exec::machine::{Machine, Tally};
+use crate::exec::tensor;
 use crate::exec::warp::{self, POISON, Row};
 use crate::launch::{Checks, Fault, FaultKind, LaunchConfig, MAX_BLOCK_SHARED, MAX_BLOCK_THREADS, Options, WARP};
 use crate::memory::DeviceMemory;
@@ -102,11 +105,24 @@ pub(super) fn machine<'l>(
 
 /// Turn the tally of instructions into counters.
 pub(super) fn settle(m: &mut Machine<'_>) {
-    let counters = &mut m.recorder.counters;
-    for (tally, class) in m.tally.iter().zip(&m.program.classes) {
-        if let Some(class) = class {
-            counters.instructions[*class as usize] += tally.issued;
-            counters.lanes += tally.lanes;
+    let program = m.program;
+    for ((tally, class), ins) in m.tally.iter().zip(&program.classes).zip(&program.code) {
+        let Some(class) = class else { continue };
+        let counters = &mut m.recorder.counters;
+        counters.instructions[*class as usize] += tally.issued;
+        counters.lanes += tally.lanes;
+        // A matrix product takes the whole warp, or none of it where its guard is false.
+        if let Op::Cold(index) = ins.op
+            && let Some(Cold::Mma(mma)) = program.cold.get(usize::from(index))
+        {
+            let ((m, n, k), input) = (tensor::shape(mma.form), mma.input);
+            let count = tally.lanes / u64::from(WARP);
+            let same = |entry: &&mut TensorCount| (entry.m, entry.n, entry.k, entry.input) == (m, n, k, input);
+            match counters.tensor.iter_mut().find(same) {
+                Some(entry) => entry.count += count,
+                None if count != 0 => counters.tensor.push(TensorCount { m, n, k, input, count }),
+                None => {}
+            }
         }
     }
 }
