@@ -75,16 +75,22 @@ pub struct DeviceMemory {
 
 #[derive(Debug)]
 struct Table {
-    pages: Vec<Arc<Page>>,
+    /// Views share the whole; it is copied before a change only while a view is alive.
+    pages: Arc<Vec<Arc<Page>>>,
     next: usize,
     used: u64,
 }
 
 impl Table {
+    /// A page, to be changed.
+    fn page(&mut self, page: usize) -> &mut Page {
+        Arc::make_mut(&mut Arc::make_mut(&mut self.pages)[page])
+    }
+
     /// Forget a page whose numbers are all given out and all freed.
     fn retire(&mut self, page: usize) {
         if self.pages[page].is_empty() {
-            self.pages[page] = Page::all_freed();
+            Arc::make_mut(&mut self.pages)[page] = Page::all_freed();
         }
     }
 }
@@ -92,7 +98,7 @@ impl Table {
 impl DeviceMemory {
     /// A device with `limit` bytes.
     pub fn new(limit: u64) -> Self {
-        let table = Table { pages: vec![Arc::new(Page::default())], next: 1, used: 0 };
+        let table = Table { pages: Arc::new(vec![Arc::new(Page::default())]), next: 1, used: 0 };
         Self { limit, table: RwLock::new(table) }
     }
 
@@ -114,9 +120,9 @@ impl DeviceMemory {
         let (page, slot) = Page::position(number);
         if page == table.pages.len() {
             table.retire(page - 1);
-            table.pages.push(Arc::new(Page::default()));
+            Arc::make_mut(&mut table.pages).push(Arc::new(Page::default()));
         }
-        Arc::make_mut(&mut table.pages[page]).occupy(slot, allocation);
+        table.page(page).occupy(slot, allocation);
         Ok((number as u64) << OFFSET_BITS)
     }
 
@@ -132,7 +138,7 @@ impl DeviceMemory {
         table.used -= allocation.bytes().next_multiple_of(GRANULE);
         drop(view);
         let (page, slot) = Page::position(number as usize);
-        Arc::make_mut(&mut table.pages[page]).vacate(slot);
+        table.page(page).vacate(slot);
         if page + 1 < table.pages.len() {
             table.retire(page);
         }

@@ -122,7 +122,7 @@ impl fmt::Display for AddressFault {
                 write!(f, "offset {offset} in allocation {number} of {size} bytes")?;
                 match offset.checked_sub(size) {
                     Some(beyond) => write!(f, ", {beyond} bytes past its end"),
-                    None => write!(f, ", {} bytes too long", offset + self.bytes - size),
+                    None => write!(f, ", {} bytes too long", self.bytes.saturating_sub(size - offset)),
                 }
             }
         }
@@ -131,15 +131,15 @@ impl fmt::Display for AddressFault {
 
 impl std::error::Error for AddressFault {}
 
-/// The table of pointers at one moment. Cheap to take (a reference count per 512 numbers), and free of locks.
+/// The table of pointers at one moment. Costs a reference count to take, and is free of locks.
 #[derive(Debug, Clone)]
 pub struct MemoryView {
-    pages: Vec<Arc<Page>>,
+    pages: Arc<Vec<Arc<Page>>>,
 }
 
 impl MemoryView {
-    pub(super) fn over(pages: &[Arc<Page>]) -> Self {
-        Self { pages: pages.to_vec() }
+    pub(super) fn over(pages: &Arc<Vec<Arc<Page>>>) -> Self {
+        Self { pages: Arc::clone(pages) }
     }
 
     /// Host address of `bytes` at `pointer`, if they are inside one live allocation.
