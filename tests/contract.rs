@@ -121,7 +121,8 @@ fn a_text_that_is_not_its_contract_names_the_line() {
 
 #[test]
 fn an_error_in_a_macro_names_the_macro_file() {
-    let macros = [("tile/m.ptx".to_string(), "//% macro m(x)\n    mov.u32 ${ x }, ${ y };\n//% endmacro\n".to_string())];
+    let macros =
+        [("tile/m.ptx".to_string(), "//% macro m(x)\n    mov.u32 ${ x }, ${ y };\n//% endmacro\n".to_string())];
     let text = GOOD.replace("    //% for i", "    //% from \"tile/m.ptx\" import m\n    ${ m(\"%n\") }\n    //% for i");
     let source = Source { file: "kernels/x/scale.ptx".into(), family: "x".into(), text };
     let errors = render_all(&macros, &[source]).expect_err("`y` is not defined");
@@ -145,13 +146,24 @@ fn the_registry_holds_texts_and_padded_structures() {
     fs::write(kernels.join("tile/m.ptx"), "//% macro m()\n//% endmacro\n").expect("temporary file");
     build::registry(&kernels, &out).expect("the kernel is right");
     let registry = fs::read_to_string(out.join("registry.rs")).expect("registry");
-    for line in ["pub struct Scale {", "pub n: u32,", "pub _pad4: [u8; 4],", "pub p_x: u64,", "pub s: f32,", "pub _pad20: [u8; 4],"] {
+    for line in [
+        "pub struct Scale {",
+        "pub n: u32,",
+        "pub _pad4: [u8; 4],",
+        "pub p_x: u64,",
+        "pub s: f32,",
+        "pub _pad20: [u8; 4],",
+    ] {
         assert!(registry.contains(line), "no `{line}` in\n{registry}");
     }
     assert_eq!(registry.matches("Kernel { name: \"scale\", family: \"x\"").count(), 3);
     assert!(fs::read_to_string(out.join("scale_f16_v2_sm80.ptx")).is_ok_and(|t| t.contains(".version 7.0")));
     fs::write(kernels.join("x/scale.ptx"), GOOD.replace("coop no", "")).expect("temporary file");
     let errors = build::registry(&kernels, &out).expect_err("no coop");
-    assert!(errors[0].to_string().ends_with("x/scale.ptx:12: `launch` wants `coop yes|no`, got nothing"), "{}", errors[0]);
+    assert!(
+        errors[0].to_string().ends_with("x/scale.ptx:12: `launch` wants `coop yes|no`, got nothing"),
+        "{}",
+        errors[0]
+    );
     fs::remove_dir_all(&dir).expect("temporary folder");
 }

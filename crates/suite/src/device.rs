@@ -24,9 +24,9 @@ pub fn context() -> Arc<CudaContext> {
     context.clone()
 }
 
-/// A stream of its own for the calling test.
+/// The calling thread's own stream: the legacy stream is one queue for the whole process, and tests would wait in it.
 pub fn stream() -> Arc<CudaStream> {
-    context().default_stream()
+    context().per_thread_stream()
 }
 
 /// Facts about the device.
