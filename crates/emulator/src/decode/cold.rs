@@ -196,17 +196,33 @@ pub(crate) enum MbarrierOp {
     Init(Slot),
     Invalidate,
     /// State, count
-    Arrive { state: Slot, count: Slot, drop: bool, expect: Option<Slot> },
+    Arrive {
+        state: Slot,
+        count: Slot,
+        drop: bool,
+        expect: Option<Slot>,
+    },
     /// Bytes
     ExpectBytes(Slot),
     /// Result, state
-    TestState { done: Pred, state: Slot },
+    TestState {
+        done: Pred,
+        state: Slot,
+    },
     /// Result, parity
-    TestParity { done: Pred, parity: Slot },
+    TestParity {
+        done: Pred,
+        parity: Slot,
+    },
     /// Count, state
-    PendingCount { d: Slot, state: Slot },
+    PendingCount {
+        d: Slot,
+        state: Slot,
+    },
     /// `cp.async.mbarrier.arrive`: fires when the thread's copies are complete.
-    CopyArrive { increment: bool },
+    CopyArrive {
+        increment: bool,
+    },
 }
 
 /// An mbarrier instruction.
@@ -233,17 +249,49 @@ pub(crate) enum Clock {
 /// An instruction of the side table.
 pub(crate) enum Cold {
     /// `d`, sources, function
-    Lanes { f: LaneFn, d: Slot, sources: [Slot; 3], count: u8, class: Class },
-    Test { f: TestFn, d: Pred, a: Slot, b: Slot, class: Class },
+    Lanes {
+        f: LaneFn,
+        d: Slot,
+        sources: [Slot; 3],
+        count: u8,
+        class: Class,
+    },
+    Test {
+        f: TestFn,
+        d: Pred,
+        a: Slot,
+        b: Slot,
+        class: Class,
+    },
     Map(Map),
     Shuffle(Shuffle),
     /// Source and members
-    Vote { vote: Vote, source: Pred, members: Slot },
+    Vote {
+        vote: Vote,
+        source: Pred,
+        members: Slot,
+    },
     /// `all` gives a predicate beside the mask
-    Match { d: Slot, all: Option<Pred>, uniform: bool, a: Slot, wide: bool, members: Slot },
-    Redux { reduction: Reduction, d: Slot, a: Slot, members: Slot },
+    Match {
+        d: Slot,
+        all: Option<Pred>,
+        uniform: bool,
+        a: Slot,
+        wide: bool,
+        members: Slot,
+    },
+    Redux {
+        reduction: Reduction,
+        d: Slot,
+        a: Slot,
+        members: Slot,
+    },
     ActiveMask(Slot),
-    Elect { d: Slot, leader: Pred, members: Slot },
+    Elect {
+        d: Slot,
+        leader: Pred,
+        members: Slot,
+    },
     WarpSync(Slot),
     Barrier(Barrier),
     Fence(Scope),
@@ -255,14 +303,20 @@ pub(crate) enum Cold {
     Atomic(Atomic),
     Matrix(MatrixAccess),
     /// `movmatrix`
-    Transpose { d: Slot, a: Slot },
+    Transpose {
+        d: Slot,
+        a: Slot,
+    },
     Mma(Mma),
     CopyAsync(CopyAsync),
     Commit,
     /// Groups that may stay in flight; `None` waits for copies without a group too.
     WaitGroups(Option<u32>),
     Mbarrier(Mbarrier),
-    Clock { d: Slot, clock: Clock },
+    Clock {
+        d: Slot,
+        clock: Clock,
+    },
     Sleep,
     Trap,
     Breakpoint,

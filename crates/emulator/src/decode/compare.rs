@@ -2,12 +2,12 @@
 
 use super::cold::{Place, ScalarFn, TestFn};
 use super::context::{Decoded, Decoder, is_bits, is_integer, is_signed};
-use super::integer::{place, scalar};
+use super::emit::{place, scalar};
 use super::op::{Op, R3};
 use super::words::Words;
+use crate::numerics::Lanes;
 use crate::numerics::compare::{self, Compared, Comparison};
 use crate::numerics::float::flush_f32;
-use crate::numerics::Lanes;
 use crate::ptx::ast::Type;
 
 /// The comparison and whether its name belongs to unsigned integers.

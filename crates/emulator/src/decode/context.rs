@@ -1,10 +1,10 @@
 //! The state of decoding one kernel, and the reading of operands.
 
-use super::{DecodeError, Target};
 use super::cold::Cold;
 use super::op::{ALWAYS, Address, Ins, NO_PRED, NO_SLOT, Op, Pred, PredOp, Slot};
 use super::slots::{Home, Init, Slots};
 use super::words::Words;
+use super::{DecodeError, Target};
 use crate::exec::address::{PARAM_WINDOW, SHARED_WINDOW};
 use crate::ptx::ast::{AddressBase, Entry, Guard, Instruction, Operand, SpecialRegister, SymbolKind, Type};
 
@@ -21,7 +21,6 @@ pub(crate) struct Decoder<'a> {
     /// False for the helper instructions that one PTX instruction expands to beside its main one.
     pub counted: Vec<bool>,
     pub cold: Vec<Cold>,
-    pub reads_clock: bool,
     pub ins: &'a Instruction,
     guard: (Pred, u32),
     target: Target,
@@ -29,13 +28,7 @@ pub(crate) struct Decoder<'a> {
 
 impl<'a> Decoder<'a> {
     /// A decoder that has seen nothing yet; `first` is any instruction of the kernel.
-    pub fn new(
-        entry: &'a Entry,
-        globals: &'a [u64],
-        slots: Slots,
-        first: &'a Instruction,
-        target: Target,
-    ) -> Self {
+    pub fn new(entry: &'a Entry, globals: &'a [u64], slots: Slots, first: &'a Instruction, target: Target) -> Self {
         Self {
             entry,
             globals,
@@ -44,7 +37,6 @@ impl<'a> Decoder<'a> {
             lines: Vec::new(),
             counted: Vec::new(),
             cold: Vec::new(),
-            reads_clock: false,
             ins: first,
             guard: (ALWAYS, 0),
             target,

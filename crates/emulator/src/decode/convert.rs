@@ -2,7 +2,7 @@
 
 use super::cold::{LaneFn, Place};
 use super::context::{Decoded, Decoder, is_bits, is_signed};
-use super::integer::{binary, place, scalar, unary};
+use super::emit::{binary, place, scalar, unary};
 use super::op::{Op, R2, R3, Slot};
 use super::words::Words;
 use crate::numerics::convert::{self, Float, Integer};
@@ -185,11 +185,8 @@ fn float_to_integer(
     let ftz = head.ftz;
     if from == Type::F32 && declared.bytes() == 4 && matches!(to, Type::S32 | Type::U32) {
         let signed = to == Type::S32;
-        // Flushing only matters for .rmi and .rpi; the flush is cheap enough to do always when asked for.
-        let f = unary(move |a| {
-            let a = if ftz { crate::numerics::float::flush_f32(a) } else { a };
-            if signed { convert::f32_to_s32(a, rounding) } else { convert::f32_to_u32(a, rounding) }
-        });
+        let f: LaneFn =
+            Box::new(move |a: &Lanes, _: &Lanes, _: &Lanes| convert::integer_lanes(signed, ftz, rounding, a));
         return d.emit_lane_fn(f, slot, [a, 0, 0], 1);
     }
     let (target, mask) = (integer(to), widened(to, declared));
@@ -254,10 +251,7 @@ fn ty_of(float: Float) -> Type {
 
 /// Every value of `from` is a value of `to`.
 fn widens(from: Float, to: Float) -> bool {
-    matches!(
-        (from, to),
-        (Float::F16 | Float::Bf16, Float::F32 | Float::F64) | (Float::F32, Float::F64)
-    )
+    matches!((from, to), (Float::F16 | Float::Bf16, Float::F32 | Float::F64) | (Float::F32, Float::F64))
 }
 
 /// `cvt.rna.tf32.f32` and kin

@@ -2,13 +2,14 @@
 
 use super::cold::{LaneFn, ScalarFn};
 use super::context::{Decoded, Decoder};
-use super::integer::{self, binary, scalar, unary};
+use super::emit::{binary, scalar, unary};
+use super::integer;
 use super::op::{Op, R2};
 use super::words::Words;
 use crate::numerics::approx::{Division, Function, HalfFunction, division_lanes, function_lanes, half_lanes};
 use crate::numerics::float::{self, Choice, Class, Mode, Operation};
 use crate::numerics::float16::{self, Half, HalfMode, HalfOperation};
-use crate::numerics::{Lanes, Rounding, map1};
+use crate::numerics::{Lanes, Rounding, wide_map1};
 use crate::ptx::ast::Type;
 
 /// Whether the instruction works on floating-point numbers, by its last word.
@@ -131,9 +132,7 @@ fn divide(d: &mut Decoder<'_>) -> Decoded<()> {
             let mode = Mode { rounding, ftz, saturate: false };
             d.emit_lanes(ty, 2, Box::new(move |a: &Lanes, b: &Lanes, _: &Lanes| float::div_lanes(mode, a, b)))
         }
-        (None, Some(rounding), Type::F64) if !ftz => {
-            d.emit_scalar(ty, &[ty; 2], double(Operation::Div, rounding))
-        }
+        (None, Some(rounding), Type::F64) if !ftz => d.emit_scalar(ty, &[ty; 2], double(Operation::Div, rounding)),
         _ => Err(words.error("this combination of modifiers does not exist")),
     }
 }
@@ -206,9 +205,8 @@ fn choose(d: &mut Decoder<'_>) -> Decoded<()> {
     words.finish()?;
     let choice = Choice { max, ftz, nan, xorsign_abs };
     if let Some((format, packed)) = half(ty) {
-        let f: LaneFn = Box::new(move |a: &Lanes, b: &Lanes, _: &Lanes| {
-            float16::choose_half_lanes(format, packed, choice, a, b)
-        });
+        let f: LaneFn =
+            Box::new(move |a: &Lanes, b: &Lanes, _: &Lanes| float16::choose_half_lanes(format, packed, choice, a, b));
         return d.emit_lanes(ty, 2, f);
     }
     match (ty, ftz || nan || xorsign_abs) {
@@ -257,7 +255,7 @@ fn sign(d: &mut Decoder<'_>) -> Decoded<()> {
         }
         (Type::F32, true) => {
             let f: LaneFn = Box::new(move |a: &Lanes, _: &Lanes, _: &Lanes| {
-                map1(a, |x| {
+                wide_map1(a, |x| {
                     let x = float::flush_f32(x);
                     if negate { float::neg_f32(x) } else { float::abs_f32(x) }
                 })
@@ -286,14 +284,8 @@ pub(super) fn copy_sign(d: &mut Decoder<'_>) -> Decoded<()> {
 
 /// `testp`
 pub(super) fn test(d: &mut Decoder<'_>) -> Decoded<()> {
-    const CLASSES: [Class; 6] = [
-        Class::Finite,
-        Class::Infinite,
-        Class::Number,
-        Class::NotANumber,
-        Class::Normal,
-        Class::Subnormal,
-    ];
+    const CLASSES: [Class; 6] =
+        [Class::Finite, Class::Infinite, Class::Number, Class::NotANumber, Class::Normal, Class::Subnormal];
     let mut words = d.words();
     let class = words
         .any(&["finite", "infinite", "number", "notanumber", "normal", "subnormal"])

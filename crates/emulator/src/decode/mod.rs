@@ -4,11 +4,13 @@
 //! launch fills before the first instruction), every opcode with its modifiers and types becomes one [`op::Op`]. What
 //! is not known here is an error that names the line: nothing is skipped and nothing is guessed.
 
+mod bits;
 pub(crate) mod cold;
 mod compare;
 mod context;
 mod convert;
 mod copies;
+mod emit;
 mod float;
 mod integer;
 mod memory;
@@ -58,20 +60,20 @@ fn instruction(d: &mut Decoder<'_>) -> Decoded<()> {
         "add" | "sub" | "mul" | "mad" | "fma" | "div" | "rem" | "min" | "max" | "abs" | "neg" => float::arithmetic(d),
         "addc" | "subc" => integer::with_carry(d),
         "mul24" | "mad24" => integer::multiply24(d),
-        "and" | "or" | "xor" | "not" | "cnot" => integer::logic(d),
-        "shl" | "shr" => integer::shift(d),
-        "lop3" => integer::lop3(d),
-        "prmt" => integer::permute(d),
-        "shf" => integer::funnel(d),
-        "bfe" | "bfi" => integer::field(d),
-        "bmsk" => integer::mask(d),
-        "brev" | "popc" | "clz" => integer::bits(d),
-        "bfind" => integer::find(d),
-        "fns" => integer::nth_set(d),
-        "szext" => integer::extend_bits(d),
+        "and" | "or" | "xor" | "not" | "cnot" => bits::logic(d),
+        "shl" | "shr" => bits::shift(d),
+        "lop3" => bits::lop3(d),
+        "prmt" => bits::permute(d),
+        "shf" => bits::funnel(d),
+        "bfe" | "bfi" => bits::field(d),
+        "bmsk" => bits::mask(d),
+        "brev" | "popc" | "clz" => bits::bits(d),
+        "bfind" => bits::find(d),
+        "fns" => bits::nth_set(d),
+        "szext" => bits::extend_bits(d),
         "sad" => integer::absolute_difference(d),
         "dp4a" | "dp2a" => integer::dot(d),
-        "mov" => integer::mov(d),
+        "mov" => moves::mov(d),
         "rcp" | "sqrt" | "rsqrt" | "ex2" | "lg2" | "sin" | "cos" | "tanh" => float::function(d),
         "copysign" => float::copy_sign(d),
         "testp" => float::test(d),

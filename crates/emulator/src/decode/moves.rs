@@ -1,9 +1,36 @@
-//! Decoding of the forms of `mov` that are not plain copies.
+//! Decoding of `mov`.
 
 use super::cold::{Clock, Cold};
 use super::context::{Decoded, Decoder};
+use super::emit::Pipe;
 use super::op::{Op, Pred, PredOp, R3, Slot};
 use crate::ptx::ast::{Operand, SpecialRegister, Type};
+
+/// `mov`: registers, addresses, clocks, and vectors that pack or unpack.
+pub(super) fn mov(d: &mut Decoder<'_>) -> Decoded<()> {
+    let mut words = d.words();
+    let ty = words.ty()?;
+    words.finish()?;
+    d.arity(2)?;
+    let (to, from) = (d.operand(0)?, d.operand(1)?);
+    match (to, from) {
+        (Operand::Vector(parts), _) => unpack(d, ty, parts),
+        (_, Operand::Vector(parts)) => pack(d, ty, parts),
+        _ if ty == Type::Pred => {
+            let to = d.pred_dest(to)?;
+            let a = match from {
+                Operand::Immediate(value @ (0 | 1)) => return constant_predicate(d, to, *value == 1),
+                _ => d.pred_source(1, false)?,
+            };
+            Op::Logic(PredOp::Mov, to, a, a).pipe(d)
+        }
+        (_, Operand::Special(special)) if clock(*special).is_some() => read_clock(d, ty, *special),
+        _ => {
+            let operands = d.r2(ty)?;
+            (if ty.bytes() == 8 { Op::Mov64(operands) } else { Op::Mov32(operands) }).pipe(d)
+        }
+    }
+}
 
 /// Type of each part when a value of `ty` is taken apart into `count`.
 fn part(d: &Decoder<'_>, ty: Type, count: usize) -> Decoded<Type> {
@@ -82,7 +109,6 @@ pub(super) fn read_clock(d: &mut Decoder<'_>, ty: Type, special: SpecialRegister
     if (ty.bytes() == 8) != wide || !super::context::is_integer(ty) {
         return Err(d.error(format!("this clock cannot be read as .{}", ty.name())));
     }
-    d.reads_clock = true;
     let to = d.dest(0, ty)?;
     d.emit_cold(Cold::Clock { d: to, clock })
 }

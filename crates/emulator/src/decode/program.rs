@@ -59,7 +59,6 @@ pub struct Program {
     pub(crate) inits: Vec<(Slot, Init)>,
     pub(crate) slot_names: Vec<(Slot, String)>,
     pub(crate) predicate_names: Vec<(Slot, String)>,
-    pub(crate) reads_clock: bool,
 }
 
 impl Program {
@@ -143,8 +142,8 @@ fn name_of(names: &[(Slot, String)], index: Slot) -> &str {
 /// Decode a kernel.
 pub(super) fn build(module: &Module, entry: &Entry, globals: &[u64]) -> Result<Program, DecodeError> {
     let header = |message: String| DecodeError { line: entry.line, message };
-    let target = Target::parse(&module.target)
-        .ok_or_else(|| header(format!("target {} is not understood", module.target)))?;
+    let target =
+        Target::parse(&module.target).ok_or_else(|| header(format!("target {} is not understood", module.target)))?;
     if !target.runs_here() {
         return Err(header(format!("target {} does not run on an sm_90a device", module.target)));
     }
@@ -204,7 +203,6 @@ pub(super) fn build(module: &Module, entry: &Entry, globals: &[u64]) -> Result<P
         inits: d.slots.into_inits(),
         slot_names,
         predicate_names,
-        reads_clock: d.reads_clock,
     })
 }
 

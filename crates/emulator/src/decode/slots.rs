@@ -65,12 +65,7 @@ impl Slots {
                 next += if register.ty.bytes() == 8 { 2 } else { 1 };
             }
         }
-        (next < MAX_SLOTS && predicates < MAX_SLOTS).then(|| Self {
-            homes,
-            next,
-            predicates,
-            inits: Vec::new(),
-        })
+        (next < MAX_SLOTS && predicates < MAX_SLOTS).then(|| Self { homes, next, predicates, inits: Vec::new() })
     }
 
     /// Home of a register by its index in the entry.

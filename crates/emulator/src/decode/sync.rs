@@ -8,8 +8,7 @@ use crate::ptx::ast::{Operand, Type};
 
 /// `shfl.sync`
 pub(super) fn shuffle(d: &mut Decoder<'_>) -> Decoded<()> {
-    const MODES: [ShuffleMode; 4] =
-        [ShuffleMode::Up, ShuffleMode::Down, ShuffleMode::Butterfly, ShuffleMode::Index];
+    const MODES: [ShuffleMode; 4] = [ShuffleMode::Up, ShuffleMode::Down, ShuffleMode::Butterfly, ShuffleMode::Index];
     let mut words = d.words();
     words.expect("sync")?;
     let mode = words.any(&["up", "down", "bfly", "idx"]).ok_or_else(|| words.error("a mode is missing"))?;

@@ -211,15 +211,45 @@ fn combine(op: AtomicOp, bytes: u8, flush: bool, a: u64, b: u64, c: u64) -> u64 
         AtomicOp::Add => a.wrapping_add(b),
         AtomicOp::MinU => a.min(b),
         AtomicOp::MaxU => a.max(b),
-        AtomicOp::MinS => if signed(a) <= signed(b) { a } else { b },
-        AtomicOp::MaxS => if signed(a) >= signed(b) { a } else { b },
-        AtomicOp::Inc => if a >= b { 0 } else { a + 1 },
-        AtomicOp::Dec => if a == 0 || a > b { b } else { a - 1 },
+        AtomicOp::MinS => {
+            if signed(a) <= signed(b) {
+                a
+            } else {
+                b
+            }
+        }
+        AtomicOp::MaxS => {
+            if signed(a) >= signed(b) {
+                a
+            } else {
+                b
+            }
+        }
+        AtomicOp::Inc => {
+            if a >= b {
+                0
+            } else {
+                a + 1
+            }
+        }
+        AtomicOp::Dec => {
+            if a == 0 || a > b {
+                b
+            } else {
+                a - 1
+            }
+        }
         AtomicOp::And => a & b,
         AtomicOp::Or => a | b,
         AtomicOp::Xor => a ^ b,
         AtomicOp::Exchange => b,
-        AtomicOp::CompareExchange => if a == b { c } else { a },
+        AtomicOp::CompareExchange => {
+            if a == b {
+                c
+            } else {
+                a
+            }
+        }
         AtomicOp::AddF32 => {
             let clean = |x: u32| if flush { flush_f32(x) } else { x };
             clean(add_f32(clean(a as u32), clean(b as u32))).into()

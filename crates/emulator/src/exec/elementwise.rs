@@ -84,7 +84,8 @@ pub(super) fn map(
             Place::Word(slot) => warp.put(slot, &values.map(|value| value as u32), mask),
             Place::Double(slot) => warp.put_wide(slot, values, mask),
             Place::Pred(pred) => {
-                let bits = values.iter().enumerate().fold(0, |bits, (lane, value)| bits | ((*value as u32 & 1) << lane));
+                let bits =
+                    values.iter().enumerate().fold(0, |bits, (lane, value)| bits | ((*value as u32 & 1) << lane));
                 warp.put_predicate(pred, bits, mask);
             }
         }

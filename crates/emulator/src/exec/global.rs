@@ -82,7 +82,10 @@ pub(super) fn resolve(
 /// Where the lanes of one access are on the host.
 pub(super) enum Places {
     /// All in one allocation: `base` is where address `low` is.
-    Near { base: *mut u8, low: u64 },
+    Near {
+        base: *mut u8,
+        low: u64,
+    },
     Far(Box<[*mut u8; 32]>),
 }
 

@@ -168,9 +168,8 @@ impl Machine<'_> {
     #[inline(never)]
     pub fn bad_shared(&self, block: &Block, warp: u32, lane: u32, pc: u32, address: u32, bytes: u32) -> Faulted {
         let size = block.shared.len();
-        let message = format!(
-            "shared access of {bytes} bytes at {address:#x}: the CTA has {size} bytes from {SHARED_BASE:#x}"
-        );
+        let message =
+            format!("shared access of {bytes} bytes at {address:#x}: the CTA has {size} bytes from {SHARED_BASE:#x}");
         self.fault(FaultKind::IllegalAddress, block, warp, Some(lane), pc, message)
     }
 

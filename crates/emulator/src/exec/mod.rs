@@ -9,6 +9,7 @@ mod asynchronous;
 mod atomic;
 pub(crate) mod barrier;
 mod collective;
+mod compare;
 mod element;
 mod elementwise;
 mod generic;

@@ -107,12 +107,13 @@ pub(super) fn execute(
         Cold::Clock { d, clock } => {
             let now = m.clock;
             match clock {
-                Clock::Full => warp.put_wide(*d, &[now; 32], mask),
-                Clock::Timer => warp.put_wide(*d, &[now; 32], mask),
+                Clock::Full | Clock::Timer => warp.put_wide(*d, &[now; 32], mask),
                 Clock::Low | Clock::TimerLow => warp.put(*d, &[now as u32; 32], mask),
                 Clock::High | Clock::TimerHigh => warp.put(*d, &[(now >> 32) as u32; 32], mask),
             }
+            // Time passes, and someone may be waiting for it.
             m.clock += 1;
+            m.version += 1;
         }
         Cold::Sleep => {
             if mask != 0 {

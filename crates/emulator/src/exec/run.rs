@@ -4,15 +4,15 @@
 //! active lanes and the pointers to registers live in locals; what is small is done in place, the rest in
 //! [`super::rare`].
 
+use super::compare::{compare_floats, compare_integers};
 use super::machine::{Block, Faulted, Machine, Stop, Tally};
 use super::rare::{self, Flow};
 use super::warp::{Group, Row, State, Warp};
 use super::{asynchronous, barrier, global, shared};
 use crate::decode::op::{Ins, Op, Pred, PredOp, Slot};
 use crate::launch::FaultKind;
-use crate::numerics::compare::{Compared, Comparison, lanes as compare_lanes};
 use crate::numerics::integer::Permute;
-use crate::numerics::{Lanes, convert, dispatched, float, half, integer, map1, map2, map3};
+use crate::numerics::{convert, float, half, integer, map1, map2, map3};
 
 /// Turns of fewer instructions than this are kept to the instruction.
 const SHORT: u32 = 1024;
@@ -38,57 +38,6 @@ pub(crate) fn deliver(m: &mut Machine<'_>, block: &mut Block, warp: &mut Warp) -
 #[target_feature(enable = "avx2,fma,popcnt")]
 fn turn_wide<const CHECKED: bool>(m: &mut Machine<'_>, block: &mut Block, warp: &mut Warp) -> Stop {
     body::<CHECKED>(m, block, warp)
-}
-
-dispatched! {
-    /// One bit per lane in which an unusual comparison of f32 holds.
-    pub fn compare_rarely(comparison: Comparison, a: &Lanes, b: &Lanes) -> u32 = compare_rarely_body;
-}
-
-#[inline(always)]
-fn compare_rarely_body(comparison: Comparison, a: &Lanes, b: &Lanes) -> u32 {
-    compare_lanes(comparison, Compared::F32, a, b)
-}
-
-/// One bit per lane in which a condition holds.
-#[inline(always)]
-fn bits(f: impl Fn(usize) -> bool) -> u32 {
-    let mut flags = [0u32; 32];
-    for (lane, flag) in flags.iter_mut().enumerate() {
-        *flag = u32::from(f(lane)) << lane;
-    }
-    flags.iter().fold(0, |bits, flag| bits | flag)
-}
-
-/// An integer comparison out of two that the processor has, so that the loop holds little code for each type.
-#[inline(always)]
-fn compare_integers<T: Ord + Copy>(comparison: Comparison, a: impl Fn(usize) -> T, b: impl Fn(usize) -> T) -> u32 {
-    let less = |swap: bool| if swap { bits(|lane| b(lane) < a(lane)) } else { bits(|lane| a(lane) < b(lane)) };
-    match comparison {
-        Comparison::Eq => bits(|lane| a(lane) == b(lane)),
-        Comparison::Ne => !bits(|lane| a(lane) == b(lane)),
-        Comparison::Lt => less(false),
-        Comparison::Ge => !less(false),
-        Comparison::Gt => less(true),
-        Comparison::Le => !less(true),
-        // The decoder refuses the others for integers.
-        _ => 0,
-    }
-}
-
-/// A comparison of f32.
-#[inline(always)]
-fn compare_floats(comparison: Comparison, a: &Lanes, b: &Lanes) -> u32 {
-    let (x, y) = (|lane: usize| f32::from_bits(a[lane]), |lane: usize| f32::from_bits(b[lane]));
-    match comparison {
-        Comparison::Eq => bits(|lane| x(lane) == y(lane)),
-        Comparison::Neu => !bits(|lane| x(lane) == y(lane)),
-        Comparison::Lt => bits(|lane| x(lane) < y(lane)),
-        Comparison::Gt => bits(|lane| y(lane) < x(lane)),
-        Comparison::Le => bits(|lane| x(lane) <= y(lane)),
-        Comparison::Ge => bits(|lane| y(lane) <= x(lane)),
-        _ => compare_rarely(comparison, a, b),
-    }
 }
 
 /// Write some lanes of a row and leave the others.
@@ -471,8 +420,7 @@ fn body<const CHECKED: bool>(m: &mut Machine<'_>, block: &mut Block, warp: &mut 
                 need_predicate!(a, mask);
                 need_predicate!(b, mask);
                 // SAFETY: see `File`.
-                let (a, b) =
-                    unsafe { (*file.predicates.add(usize::from(a)), *file.predicates.add(usize::from(b))) };
+                let (a, b) = unsafe { (*file.predicates.add(usize::from(a)), *file.predicates.add(usize::from(b))) };
                 put_predicate!(
                     d,
                     match op {
@@ -546,7 +494,7 @@ fn body<const CHECKED: bool>(m: &mut Machine<'_>, block: &mut Block, warp: &mut 
                         }
                         if budget <= 0 {
                             warp.groups.push(Group::at(pc, act));
-                            if !m.program.reads_clock && reach == u32::MAX && warp.goes_round(m.version) {
+                            if reach == u32::MAX && warp.goes_round(m.version) {
                                 warp.polled_at = from;
                                 warp.spins = (m.version, u32::MAX);
                                 leave!(Stop::Spin);

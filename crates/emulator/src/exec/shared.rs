@@ -94,15 +94,7 @@ pub(super) fn check(
 
 #[cold]
 #[inline(never)]
-fn blame(
-    m: &Machine<'_>,
-    block: &Block,
-    warp: u32,
-    addresses: &[u32; 32],
-    bytes: u32,
-    mask: u32,
-    pc: u32,
-) -> Faulted {
+fn blame(m: &Machine<'_>, block: &Block, warp: u32, addresses: &[u32; 32], bytes: u32, mask: u32, pc: u32) -> Faulted {
     for lane in (0..32).filter(|lane| mask >> lane & 1 == 1) {
         let address = addresses[lane as usize];
         if address & (bytes - 1) != 0 && block.shared_offset(address, 1).is_some() {

@@ -36,8 +36,13 @@ pub(super) fn mma(m: &mut Machine<'_>, block: &Block, warp: &mut Warp, op: &Mma,
         MmaArithmetic::Fma => mma::MmaArithmetic::Fma,
         MmaArithmetic::Hopper => mma::MmaArithmetic::Hopper,
     };
-    let result =
-        mma::execute(op.form, arithmetic, op.a.map(|s| warp.row(s)), op.b.map(|s| warp.row(s)), op.c.map(|s| warp.row(s)));
+    let result = mma::execute(
+        op.form,
+        arithmetic,
+        op.a.map(|s| warp.row(s)),
+        op.b.map(|s| warp.row(s)),
+        op.c.map(|s| warp.row(s)),
+    );
     for (row, &slot) in result.iter().zip(&op.d[..c]) {
         warp.put_all(slot, row);
     }

@@ -40,7 +40,10 @@ impl Group {
 pub(crate) enum State {
     Ready,
     /// Waits at a CTA barrier: its number and the instruction.
-    Barrier { id: u32, pc: u32 },
+    Barrier {
+        id: u32,
+        pc: u32,
+    },
     Done,
 }
 
@@ -60,7 +63,13 @@ pub(crate) struct Pick {
 }
 
 /// Backward branches that a group of a diverged warp may take before another has its turn.
-const PATIENCE: u32 = 64;
+const PATIENCE: u32 = 4096;
+
+/// Polls in vain, while nothing in the world changes, after which a warp counts as stuck.
+const HOPELESS: u32 = 1 << 20;
+
+/// A poll after which the warp is in the same state as after the one before counts as so many.
+const SAME_STATE: u32 = HOPELESS / 64;
 
 /// One warp.
 pub(crate) struct Warp {
@@ -81,7 +90,7 @@ pub(crate) struct Warp {
     pub polled: bool,
     /// The last such instruction, for reports.
     pub polled_at: u32,
-    /// Turns that ended polling, and the version of the world at which they did.
+    /// The version of the world at which turns have ended polling, and how much they count.
     pub spins: (u64, u32),
     pub pending: Option<Pending>,
     /// What the registers were when the last turn ended in a loop, and at which version of the world.
@@ -317,15 +326,20 @@ impl Warp {
         for group in &mut self.groups {
             group.spun = false;
         }
-        let count = if self.spins.0 == version { self.spins.1.saturating_add(1) } else { 1 };
-        self.spins = (version, count);
+        if self.spins.0 != version {
+            self.spins = (version, 0);
+        }
+        // To come back with the very same registers is a sign of waiting; a loop that counts attempts, or reads one flag
+        // after another, does not.
+        let weight = if self.goes_round(version) { SAME_STATE } else { 1 };
+        self.spins.1 = self.spins.1.saturating_add(weight);
     }
 
-    /// Whether the warp can be expected to change nothing at this version of the world: it is blocked, or has polled that
-    /// often in vain.
-    pub fn quiet(&self, version: u64, patience: u32) -> bool {
+    /// Whether the warp can be expected to change nothing at this version of the world: it is blocked, or has polled in
+    /// vain for long.
+    pub fn quiet(&self, version: u64) -> bool {
         match self.state {
-            State::Ready => self.spins.0 == version && self.spins.1 >= patience,
+            State::Ready => self.spins.0 == version && self.spins.1 >= HOPELESS,
             State::Barrier { .. } | State::Done => true,
         }
     }
@@ -334,7 +348,7 @@ impl Warp {
     /// then it will do so for ever.
     pub fn goes_round(&mut self, version: u64) -> bool {
         let Some((_, known)) = self.fingerprint.filter(|(_, known)| *known == version) else {
-            // Hashing is for warps that run long without changing anything.
+            // Hashing is for warps that come back while nothing changes.
             self.fingerprint = Some((0, version));
             return false;
         };

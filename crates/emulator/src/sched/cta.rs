@@ -32,7 +32,8 @@ pub(super) struct Cta {
 
 impl Default for Cta {
     fn default() -> Self {
-        let block = Block { index: 0, id: [0; 3], shared: Vec::new(), barriers: Barriers::new(0), mbarriers: BTreeSet::new() };
+        let block =
+            Block { index: 0, id: [0; 3], shared: Vec::new(), barriers: Barriers::new(0), mbarriers: BTreeSet::new() };
         Self { block, warps: Vec::new(), count: 0, first: 0 }
     }
 }

@@ -16,10 +16,6 @@ use crate::launch::{CtaOrder, Fault, LaunchConfig, Options};
 use crate::memory::DeviceMemory;
 use cta::{Cta, Progress};
 
-/// Polls in vain, while nothing changes, after which a warp counts as stuck. More than one, because a loop may count its
-/// attempts and give up.
-const PATIENCE: u32 = 64;
-
 /// Run a grid to its end.
 pub(crate) fn run(
     program: &Program,
@@ -80,10 +76,8 @@ fn grid(m: &mut Machine<'_>, template: &prepare::Template, limit: u32) -> Result
         if m.clock > m.options.instruction_limit {
             return Err(deadlock::limit(m, &resident));
         }
-        // A kernel that reads a clock may be waiting for time to pass, which it does.
-        let patience = if m.program.reads_clock { u32::MAX } else { PATIENCE };
         let quiet = |slot: &Slot| match slot {
-            Slot::Running(cta) => cta.live_warps().all(|warp| warp.quiet(version, patience)),
+            Slot::Running(cta) => cta.live_warps().all(|warp| warp.quiet(version)),
             Slot::Waiting(_) => false,
             Slot::Ended => true,
         };

@@ -147,13 +147,15 @@ fn template(
             Init::Double(double) => double,
             Init::Param { offset, bytes, signed, .. } => param(params, offset, bytes, signed),
             Init::Shared { offset, .. } => u64::from(SHARED_BASE).wrapping_add_signed(offset),
-            Init::Special(special) | Init::SpecialWide(special) => match constant(special, config, shared_bytes, options) {
-                Some(value) => value,
-                None => {
-                    varying.push((slot, special));
-                    0
+            Init::Special(special) | Init::SpecialWide(special) => {
+                match constant(special, config, shared_bytes, options) {
+                    Some(value) => value,
+                    None => {
+                        varying.push((slot, special));
+                        0
+                    }
                 }
-            },
+            }
         };
         if init.wide() {
             for half in 0..2 {
