@@ -63,7 +63,21 @@ fn everything() -> Vec<f64> {
         let mut view = dlogits.view_mut();
         let outputs = cross_entropy::Outputs { dlogits: Some(&mut view), ..Default::default() };
         plan.run(&stream, &x.view(), &labels, &mut loss.view_mut(), outputs).unwrap();
+        // The gradient's arithmetic does not care that this is no reciprocal deviation.
+        let rstd = Input::<f32>::dense(&vec![0.75; rows]);
+        let (mut dx, mut dweight) =
+            (Output::<bf16>::new(Layout::dense(rows, width)), Output::<f32>::new(Layout::dense(1, width)));
+        let plan =
+            rms_norm::BackwardPlan::new(&rms_norm::BackwardShape::dense(rows, width), bf16::DTYPE, &device::info())
+                .unwrap();
+        let mut workspace = Output::<f32>::new(Layout::dense(1, plan.workspace_bytes() as usize / 4));
+        let (mut dx_view, mut dweight_view, mut parts) = (dx.view_mut(), dweight.view_mut(), workspace.view_mut());
+        let (x_view, rstd_view) = (x.view(), rstd.view());
+        plan.run(&stream, &x_view, &x_view, Param::None, &rstd_view, &mut dx_view, Some(&mut dweight_view), &mut parts)
+            .unwrap();
         finish();
+        all.extend(dx.read());
+        all.extend(dweight.read());
         all.extend(out.read());
         all.extend(found.read().into_iter().map(f64::from));
         all.extend(loss.read());

@@ -1,9 +1,9 @@
-use super::support::{Input, Layout, Output, finish};
+use super::support::{Input, Layout, Output, address, finish};
 use half::{bf16, f16};
-use lookback_device::{DType, Element, Error};
+use lookback_device::{DType, DeviceInfo, Element, Error};
 use lookback_nn::{
     Param,
-    rms_norm::{Options, Plan, Shape},
+    rms_norm::{BackwardPlan, BackwardShape, Options, Plan, Shape},
 };
 use lookback_suite::{
     device,
@@ -74,6 +74,132 @@ fn rms_norm__f16() {
 #[test]
 fn rms_norm__bf16() {
     sizes::<bf16>();
+}
+
+/// Few multiprocessors make few slices of rows.
+fn backward<T: Element>(rows: usize, width: usize, gap: usize, shift: usize, weight: Weight, sm_count: u32) {
+    let mut random = Random::new((rows * 1000 + width) as u64);
+    let (x, dout) = (random.normals::<T>(rows * width), random.normals::<T>(rows * width));
+    let values = random.uniforms::<T>(width, 0.5, 1.5);
+    let layout = Layout::dense(rows, width).gap(gap).shift(shift);
+    let (x_in, dout_in) = (Input::<T>::new(&x, layout), Input::<T>::new(&dout, layout.gap(2 * gap)));
+    let same = Input::<T>::new(&values, Layout::dense(1, width).shift(shift));
+    let wide = Input::<f32>::new(&values, Layout::dense(1, width).shift(shift));
+    let (same, wide) = (same.view(), wide.view());
+    let param = match weight {
+        Weight::None => Param::None,
+        Weight::Same => Param::Same(&same),
+        Weight::F32 => Param::F32(&wide),
+    };
+    let values = (weight != Weight::None).then_some(&values[..]);
+    let rstd = lookback_reference::rms_norm::forward(&x, width, values, 1e-5).rstd;
+    let rstd_in = Input::<f32>::dense(&if width == 0 { vec![1.0; rows] } else { rstd });
+    let mut dx = Output::<T>::new(layout);
+    let mut dweight = Output::<f32>::new(Layout::dense(1, width));
+    let shape = BackwardShape {
+        rows,
+        width,
+        x_stride: (width + gap) as i64,
+        dout_stride: (width + 2 * gap) as i64,
+        dx_stride: (width + gap) as i64,
+    };
+    let plan = BackwardPlan::new(&shape, T::DTYPE, &DeviceInfo { sm_count, ..device::info() }).unwrap();
+    let mut workspace = Output::<f32>::new(Layout::dense(1, plan.workspace_bytes() as usize / 4));
+    let (mut dx_view, mut dweight_view, mut workspace_view) = (dx.view_mut(), dweight.view_mut(), workspace.view_mut());
+    plan.run(
+        &device::stream(),
+        &x_in.view(),
+        &dout_in.view(),
+        param,
+        &rstd_in.view(),
+        &mut dx_view,
+        Some(&mut dweight_view),
+        &mut workspace_view,
+    )
+    .unwrap();
+    finish();
+    let expected = lookback_reference::rms_norm::backward(&x, width, values, 1e-5, &dout);
+    let what = format!("rms_norm backward {} [{rows},{width}] gap {gap} shift {shift} {weight:?}", T::DTYPE);
+    assert_close(&what, &dx.read(), &expected.dx, width.max(1), gate(T::DTYPE));
+    assert_close(&format!("{what} dweight"), &dweight.read(), &expected.dweight, width.max(1), Gate::F32);
+    workspace.read();
+}
+
+fn backward_sizes<T: Element>() {
+    let vec = 16 / T::DTYPE.size();
+    // With one column nothing but eps is left of dx: rounding alone decides it.
+    for (rows, width) in [(0, 8), (8, 0), (1, 6), (3, 7), (9, vec), (70, 65), (100, 256), (3, 1032)] {
+        backward::<T>(rows, width, 0, 0, Weight::Same, 132);
+        backward::<T>(rows, width, vec, 0, Weight::F32, 1);
+        backward::<T>(rows, width, 1, 1, Weight::None, 132);
+    }
+    backward::<T>(2, 4 * 256 * vec + 8 * vec, 0, 0, Weight::Same, 132);
+    backward::<T>(2, 4 * 256 + 3, 0, 0, Weight::F32, 132);
+    backward::<T>(200, 40, 0, 0, Weight::Same, 132);
+    backward::<T>(2, 137, 0, 1, Weight::Same, 132);
+}
+
+#[test]
+fn rms_norm_backward__f32() {
+    backward_sizes::<f32>();
+}
+
+#[test]
+fn rms_norm_backward__f16() {
+    backward_sizes::<f16>();
+}
+
+#[test]
+fn rms_norm_backward__bf16() {
+    backward_sizes::<bf16>();
+}
+
+#[test]
+fn rms_norm_backward__in_place_without_dweight() {
+    let (rows, width) = (9, 48);
+    let mut random = Random::new(8);
+    let (x, dout) = (random.normals::<f32>(rows * width), random.normals::<f32>(rows * width));
+    let rstd = lookback_reference::rms_norm::forward(&x, width, None, 1e-5).rstd;
+    let (x_in, dout_in, rstd_in) = (Input::<f32>::dense(&x), Input::<f32>::dense(&dout), Input::<f32>::dense(&rstd));
+    let plan = BackwardPlan::new(&BackwardShape::dense(rows, width), DType::F32, &device::info()).unwrap();
+    let (x_at, dout_at, rstd_at) = (address(&x_in.view()), address(&dout_in.view()), address(&rstd_in.view()));
+    // SAFETY: all three live until the synchronisation below, and nothing else uses them.
+    unsafe { plan.run_raw(&device::stream(), x_at, dout_at, (0, None), rstd_at, dout_at, 0, 0) }.unwrap();
+    // SAFETY: refused before any launch.
+    let error = unsafe { plan.run_raw(&device::stream(), x_at, dout_at, (0, None), rstd_at, x_at + 4, 0, 0) };
+    assert!(matches!(error, Err(Error::Alias { a: "dx", b: "x", .. })), "{error:?}");
+    finish();
+    let dx = lookback_suite::buffer::download(&device::stream().clone_dtod(&dout_in.view()).unwrap());
+    let dx: Vec<f64> = dx.into_iter().map(f64::from).collect();
+    let expected = lookback_reference::rms_norm::backward(&x, width, None, 1e-5, &dout).dx;
+    assert_close("in place", &dx, &expected, width, Gate::F32);
+}
+
+#[test]
+fn rms_norm_backward__a_short_workspace_is_refused() {
+    let plan = BackwardPlan::new(&BackwardShape::dense(70, 16), DType::F32, &device::info()).unwrap();
+    assert_eq!(plan.workspace_bytes(), 3 * 16 * 4);
+    let x = Input::<f32>::dense(&vec![1.0; 70 * 16]);
+    let mut dx = Output::<f32>::new(Layout::dense(70, 16));
+    let mut dweight = Output::<f32>::new(Layout::dense(1, 16));
+    let mut workspace = Output::<f32>::new(Layout::dense(1, 47));
+    let (mut dweight_view, mut workspace_view) = (dweight.view_mut(), workspace.view_mut());
+    let x = x.view();
+    let error = plan
+        .run(
+            &device::stream(),
+            &x,
+            &x,
+            Param::None,
+            &x,
+            &mut dx.view_mut(),
+            Some(&mut dweight_view),
+            &mut workspace_view,
+        )
+        .unwrap_err();
+    assert!(matches!(error, Error::Workspace { need: 192, got: 188, .. }), "{error}");
+    finish();
+    assert!(dx.read().iter().all(|v| v.is_nan()), "nothing may be written on an error");
 }
 
 #[test]

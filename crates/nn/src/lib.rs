@@ -9,6 +9,29 @@
 //! * one function allocates its output, for trying things out.
 //!
 //! All sums are in `f32`. On an error nothing is launched and nothing written.
+//!
+//! # Examples
+//! ```no_run
+//! use lookback_device::{DType, DeviceInfo, DevicePick, driver, open};
+//! use lookback_nn::{Activation, Param, gemm};
+//!
+//! # fn main() -> lookback_nn::Result<()> {
+//! let context = open(DevicePick::Auto)?;
+//! let stream = context.default_stream();
+//! let copy = |values: &[f32]| stream.clone_htod(values).map_err(|e| driver(e, "copy"));
+//! let (x, weight, bias) = (copy(&[1.0; 4 * 64])?, copy(&[0.5; 8 * 64])?, copy(&[0.0; 8])?);
+//!
+//! // 4 rows of 64 to 4 rows of 8, into new memory.
+//! let y = gemm::linear(&stream, &x, &weight, Param::Same(&bias), (4, 8, 64), Activation::Gelu)?;
+//!
+//! // The same with a plan, made once, into memory of one's own.
+//! let options = gemm::Options { activation: Activation::Gelu, ..gemm::Options::new(DType::F32) };
+//! let plan = gemm::Plan::new(&gemm::Shape::linear(4, 8, 64), &options, &DeviceInfo::of(&context)?)?;
+//! let mut y_again = copy(&[0.0; 4 * 8])?;
+//! plan.run(&stream, &x, &weight, Param::Same(&bias), &mut y_again)?;
+//! # Ok(())
+//! # }
+//! ```
 
 mod activation;
 pub mod argmax;

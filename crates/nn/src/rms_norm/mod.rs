@@ -1,11 +1,14 @@
 //! Root-mean-square norm: `out = x w / sqrt(mean(x^2) + eps)`, row by row.
 
+mod backward;
+
 use crate::{
     Param,
     check::{self, Placed, Rows},
     memory,
     rows::{Team, Variants},
 };
+pub use backward::{BackwardPlan, BackwardShape};
 use bytemuck::Zeroable;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, sys::CUdeviceptr};
 use lookback_device::{DType, DeviceInfo, Element, Error, Result, launch};
