@@ -33,6 +33,25 @@ fn gated_scan_nan_reaches_later_steps_of_its_channel_up_to_a_cut() {
 }
 
 #[test]
+fn gated_scan_infinity_stays_infinity_under_computed_decays() {
+    for source in [Source::Log, Source::Channel { log: true }, Source::GatedSsm { normalize: false }] {
+        let case = Case { split: 4, ..Case::new(source, DType::F32, 1, 300, 6) };
+        let mut data = Data::new::<f32>(&case);
+        let tensor = if matches!(source, Source::GatedSsm { .. }) { &mut data.x } else { &mut data.b };
+        tensor[130 * 6..131 * 6].fill(f64::INFINITY);
+        let (got, want) = (forward::<f32>(&case, &data), data.forward(&case));
+        assert_close(&format!("h of {source:?}"), &got.h, &want.h, 6, Gate::F32);
+        data.dh[170 * 6..171 * 6].fill(f64::NEG_INFINITY);
+        let finite: Vec<f64> = want.h.iter().map(|h| if h.is_finite() { f64::from(*h as f32) } else { 1.0 }).collect();
+        let (got, want) = (backward::<f32>(&case, &data, &finite), data.backward(&case, &finite));
+        assert_close(&format!("d_initial of {source:?}"), &got.d_initial, &want.d_initial, 6, Gate::F32);
+        if !matches!(source, Source::GatedSsm { .. }) {
+            assert_close(&format!("db of {source:?}"), &got.b, &want.b, 6, Gate::F32);
+        }
+    }
+}
+
+#[test]
 fn gated_scan_nan_survives_decays_that_underflow() {
     let case = Case { split: 4, ..Case::new(Source::Tensor, DType::F32, 1, 700, 4) };
     let mut data = Data::new::<f32>(&case);
