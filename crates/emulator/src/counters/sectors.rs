@@ -37,23 +37,37 @@ impl Sectors {
         Some((last - first + 1) as u32)
     }
 
-    /// Any pattern: a lane lies in one sector, because addresses are multiples of the size.
+    /// Any pattern. Lanes that go upwards, which is the usual case, need no sorting.
     fn gather(mask: u32, addresses: &[u64; 32], bytes: u32) -> u32 {
+        let span = u64::from(bytes.max(1)) - 1;
+        let mut touched = 0;
+        let mut next = 0;
+        let mut rises = true;
+        for (lane, address) in addresses.iter().enumerate() {
+            if mask >> lane & 1 == 0 {
+                continue;
+            }
+            let (first, last) = (address / SECTOR, address.wrapping_add(span) / SECTOR);
+            // `next` is the first sector above all those seen.
+            rises &= first + 1 >= next;
+            touched += (last + 1).saturating_sub(first.max(next));
+            next = next.max(last + 1);
+        }
+        if rises { touched as u32 } else { Self::sorted(mask, addresses, span) }
+    }
+
+    /// Any order.
+    fn sorted(mask: u32, addresses: &[u64; 32], span: u64) -> u32 {
         let mut sectors = [0; 64];
         let mut count = 0;
         for lane in (0..32).filter(|lane| mask >> lane & 1 == 1) {
             let address = addresses[lane];
-            for sector in [address / SECTOR, address.wrapping_add(u64::from(bytes.max(1)) - 1) / SECTOR] {
-                if count == 0 || sectors[count - 1] != sector {
-                    sectors[count] = sector;
-                    count += 1;
-                }
-            }
+            sectors[count] = address / SECTOR;
+            sectors[count + 1] = address.wrapping_add(span) / SECTOR;
+            count += 2;
         }
         let sectors = &mut sectors[..count];
-        if !sectors.is_sorted() {
-            sectors.sort_unstable();
-        }
+        sectors.sort_unstable();
         let repeats = sectors.windows(2).filter(|pair| pair[0] == pair[1]).count();
         (count - repeats) as u32
     }
