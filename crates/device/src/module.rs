@@ -67,7 +67,7 @@ fn minimum_driver((major, minor): (u8, u8)) -> u32 {
         8 if minor <= 5 => 12_000 + 10 * minor,
         // CUDA 12.6 brought no new PTX version.
         8 => 12_000 + 10 * (minor + 1),
-        _ => 13_000 + 10 * minor,
+        _ => 1000 * (u32::from(major) + 4) + 10 * minor,
     }
 }
 
