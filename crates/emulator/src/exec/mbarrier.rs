@@ -302,3 +302,27 @@ pub(crate) fn describe(block: &Block) -> Vec<String> {
     };
     block.mbarriers.iter().map(one).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Object;
+
+    #[test]
+    fn fields_survive_packing() {
+        for bytes in [0, 1, -1, (1 << 20) - 1, -(1 << 20) + 1] {
+            for parity in [0, 1] {
+                let object = Object { expected: 0xF_FFFF, pending: 0x8_0001, bytes, parity };
+                assert_eq!(Object::unpack(object.pack()), object);
+            }
+        }
+    }
+
+    #[test]
+    fn a_phase_completes_when_nothing_is_missing() {
+        let mut object = Object { expected: 3, pending: 0, bytes: -16, parity: 0 };
+        assert!(!object.settle(), "a copy landed before its bytes were expected");
+        object.bytes += 16;
+        assert!(object.settle());
+        assert_eq!(object, Object { expected: 3, pending: 3, bytes: 0, parity: 1 });
+    }
+}

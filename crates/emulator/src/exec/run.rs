@@ -88,7 +88,6 @@ fn body<const CHECKED: bool>(m: &mut Machine<'_>, block: &mut Block, warp: &mut 
     let code: &[Ins] = &m.program.code;
     let code = code.as_ptr();
     let tally: *mut Tally = m.tally.as_mut_ptr();
-    let mut file = File::of(warp);
     let mut budget = i64::from(m.options.quantum.max(1));
     let before = budget;
     // Turns end at backward branches; short ones, which are there to interleave, end anywhere.
@@ -101,6 +100,7 @@ fn body<const CHECKED: bool>(m: &mut Machine<'_>, block: &mut Block, warp: &mut 
     let Some(pick) = warp.pick() else {
         return stuck(m, block, warp);
     };
+    let mut file = File::of(warp);
     let (mut pc, mut act, mut bound) = (pick.pc, pick.mask, pick.bound.min(pick.pc.saturating_add(reach)));
     // First instruction since the budget was last charged.
     let mut start = pc;

@@ -382,3 +382,48 @@ pub(crate) struct Template {
     pub predicates: usize,
     pub checked: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Group, Pick, Warp};
+
+    fn warp(groups: &[(u32, u32)]) -> Warp {
+        let mut warp = Warp::new();
+        warp.groups = groups.iter().map(|&(pc, mask)| Group::at(pc, mask)).collect();
+        warp.live = groups.iter().fold(0, |lanes, group| lanes | group.1);
+        warp
+    }
+
+    #[test]
+    fn the_lowest_runs_first_and_equals_merge() {
+        let mut warp = warp(&[(9, 0b0001), (4, 0b0010), (7, 0b0100), (4, 0b1000)]);
+        assert_eq!(warp.pick(), Some(Pick { pc: 4, mask: 0b1010, bound: 7 }));
+        assert_eq!(warp.groups.len(), 2);
+    }
+
+    #[test]
+    fn a_group_that_polls_lets_the_others_go_first() {
+        let mut warp = warp(&[(4, 1), (9, 2)]);
+        warp.groups[0].spun = true;
+        assert_eq!(warp.pick().map(|pick| pick.mask), Some(2));
+    }
+
+    #[test]
+    fn parked_lanes_wait_until_others_join_them() {
+        let mut warp = warp(&[(9, 0b10)]);
+        warp.park(5, 0b01, false);
+        assert_eq!(warp.pick(), Some(Pick { pc: 9, mask: 0b10, bound: u32::MAX }));
+        assert_eq!(warp.pick(), None, "nobody else can run");
+        warp.park(5, 0b10, false);
+        assert_eq!(warp.pick().map(|pick| (pick.pc, pick.mask)), Some((5, 0b11)));
+    }
+
+    #[test]
+    fn the_whole_warp_may_come_to_a_barrier_in_parts() {
+        let mut warp = warp(&[]);
+        warp.live = 0b11;
+        assert!(!warp.gather(5, 0b01, 0));
+        assert!(warp.gather(8, 0b10, 0));
+        assert_eq!(warp.groups, [Group::at(6, 0b01), Group::at(9, 0b10)]);
+    }
+}

@@ -5,16 +5,17 @@
 
 mod cta;
 mod deadlock;
+mod order;
 mod prepare;
 pub(crate) mod residency;
 
 use crate::counters::Counters;
 use crate::decode::Program;
 use crate::exec::machine::Machine;
-use crate::exec::random::Random;
-use crate::launch::{CtaOrder, Fault, LaunchConfig, Options};
+use crate::launch::{Fault, LaunchConfig, Options};
 use crate::memory::DeviceMemory;
 use cta::{Cta, Progress};
+use order::Order;
 
 /// Run a grid to its end.
 pub(crate) fn run(
@@ -33,7 +34,7 @@ pub(crate) fn run(
 }
 
 fn grid(m: &mut Machine<'_>, template: &prepare::Template, limit: u32) -> Result<(), Box<Fault>> {
-    let total = m.config.grid.iter().map(|size| u64::from(*size)).product::<u64>();
+    let total = prepare::volume(m.config.grid);
     let mut order = Order::new(m.options.order, total);
     let mut resident: Vec<Slot> = Vec::new();
     let mut spare: Vec<Box<Cta>> = Vec::new();
@@ -92,48 +93,4 @@ enum Slot {
     Waiting(u64),
     Running(Box<Cta>),
     Ended,
-}
-
-/// The order in which CTAs become resident.
-struct Order {
-    order: CtaOrder,
-    total: u64,
-    given: u64,
-    shuffled: Vec<u64>,
-}
-
-impl Order {
-    fn new(order: CtaOrder, total: u64) -> Self {
-        let shuffled = match order {
-            CtaOrder::Random(seed) => {
-                let mut random = Random::new(seed);
-                let mut all: Vec<u64> = (0..total).collect();
-                for index in (1..all.len()).rev() {
-                    let other = (random.next() % (index as u64 + 1)) as usize;
-                    all.swap(index, other);
-                }
-                all
-            }
-            _ => Vec::new(),
-        };
-        Self { order, total, given: 0, shuffled }
-    }
-
-    fn next(&mut self) -> Option<u64> {
-        if self.given == self.total {
-            return None;
-        }
-        let position = self.given;
-        self.given += 1;
-        Some(match self.order {
-            CtaOrder::InOrder => position,
-            CtaOrder::Reversed => self.total - 1 - position,
-            CtaOrder::Random(_) => self.shuffled[position as usize],
-        })
-    }
-
-    /// CTAs that have not become resident.
-    fn left(&self) -> u64 {
-        self.total - self.given
-    }
 }

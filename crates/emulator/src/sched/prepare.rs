@@ -25,6 +25,11 @@ pub(super) struct Template {
     pub varying: Vec<(u16, SpecialRegister)>,
 }
 
+/// Product of three sizes; far too large ones stay far too large.
+pub(super) fn volume(sizes: [u32; 3]) -> u64 {
+    sizes.iter().fold(1, |product: u64, size| product.saturating_mul(u64::from(*size)))
+}
+
 /// Validate a launch and set up its machine; also the number of CTAs resident at once.
 pub(super) fn machine<'l>(
     program: &'l Program,
@@ -36,8 +41,8 @@ pub(super) fn machine<'l>(
     let refuse = |kind: FaultKind, message: String| {
         Err(Box::new(Fault { kind, kernel: program.name.clone(), line: 0, cta: [0; 3], thread: None, message }))
     };
-    let threads = config.block.iter().map(|size| u64::from(*size)).product::<u64>();
-    let grid = config.grid.iter().map(|size| u64::from(*size)).product::<u64>();
+    let threads = volume(config.block);
+    let grid = volume(config.grid);
     if threads == 0 || grid == 0 {
         return refuse(FaultKind::InvalidLaunch, format!("grid {:?} and block {:?}", config.grid, config.block));
     }
@@ -52,7 +57,7 @@ pub(super) fn machine<'l>(
     }
     let threads = threads as u32;
     if let Some(most) = program.max_threads
-        && threads > most.iter().product::<u32>()
+        && u64::from(threads) > volume(most)
     {
         return refuse(FaultKind::InvalidLaunch, format!("{threads} threads, but .maxntid allows {most:?}"));
     }

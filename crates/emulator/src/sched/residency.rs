@@ -12,6 +12,9 @@ const SM_CTAS: u32 = 32;
 /// Shared memory that the system takes from each CTA.
 const RESERVED_SHARED: u32 = 1024;
 
+/// CTAs resident at once whatever is asked for: each takes its registers and shared memory from the host.
+const MOST: u32 = 1 << 20;
+
 /// CTAs of that shape on one multiprocessor; 0 when not one fits.
 pub(crate) fn occupancy(program: &Program, threads: u32, dynamic_shared: u32) -> u32 {
     let shared = program.shared_bytes(dynamic_shared);
@@ -31,7 +34,7 @@ pub(crate) fn occupancy(program: &Program, threads: u32, dynamic_shared: u32) ->
 /// CTAs resident at once in a launch.
 pub(super) fn limit(program: &Program, threads: u32, dynamic_shared: u32, options: &Options) -> u32 {
     match options.residency {
-        Some(limit) => limit.max(1),
+        Some(limit) => limit.clamp(1, MOST),
         None => occupancy(program, threads, dynamic_shared).saturating_mul(options.sm_count).max(1),
     }
 }
