@@ -1,6 +1,6 @@
 //! Speed of the interpreter in warp instructions per second, one thread, unchecked and with the sanitizer.
 //!
-//! `cargo bench -p lookback-emulator --bench interpreter [-- NAME]` runs the loops whose name contains NAME. The best of
+//! `cargo bench -p lookback-suite --bench interpreter [-- NAME]` runs the loops whose name contains NAME. The best of
 //! several runs counts, because whatever else the machine does only ever slows one down. Goals are printed beside the
 //! results; nothing fails, since the machine that measures is not always ours alone.
 
