@@ -2,54 +2,27 @@
 
 use super::case::{Case, Data, backward, forward};
 use half::bf16;
-use lookback_device::{DType, Element, emulator};
+use lookback_device::{DType, Element};
 use lookback_scan::{BackwardPlan, Plan, Source};
-use lookback_suite::device;
-use serde_json::Value;
+use lookback_suite::{counters::Counters, device};
 
-/// The counters of everything since the last reset.
-struct Counted(Value);
-
-impl Counted {
-    fn of(run: impl FnOnce()) -> Self {
-        emulator::reset_counters();
-        run();
-        let text = emulator::counters().expect("the emulator counts");
-        Self(serde_json::from_str(&text).unwrap_or_else(|e| panic!("{e}: {text}")))
-    }
-
-    fn number(&self, path: &str) -> f64 {
-        let found = self.0.pointer(&format!("/total/{path}")).and_then(Value::as_f64);
-        found.unwrap_or_else(|| panic!("no {path} in {}", self.0))
-    }
-
-    /// One launch; bytes within 5 % of the plan's; whole sectors; no bank conflict.
-    fn check(&self, what: &str, bytes: u64) {
-        assert_eq!(self.number("launches"), 1.0, "{what}");
-        let moved = self.number("global_loads/unique_bytes") + self.number("global_stores/unique_bytes");
-        let over = moved / bytes as f64;
-        assert!(over <= 1.05, "{what}: {moved} bytes are {over:.3} of {bytes}");
-        for direction in ["global_loads", "global_stores"] {
-            let sectors = self.number(&format!("{direction}/sectors")) / self.number(&format!("{direction}/ideal_sectors"));
-            assert!(sectors <= 1.05, "{what}: {direction} take {sectors:.3} of the ideal sectors");
-        }
-        assert_eq!(self.number("bank_conflicts"), 0.0, "{what}");
-    }
+/// One launch that moves the plan's bytes once.
+fn streams(what: &str, bytes: u64, run: impl FnOnce()) {
+    let Some(counted) = Counters::of(run) else { return };
+    assert_eq!(counted.number("launches"), 1, "{what}");
+    counted.assert_streams(what, bytes);
 }
 
 fn check<T: Element>(source: Source, channels: usize) {
-    if !device::info().emulated {
-        return;
-    }
     let case = Case { split: channels / 2, ..Case::new(source, T::DTYPE, 1, 1024, channels) };
     let data = Data::new::<T>(&case);
     let (shape, options, info) = (case.shape(), case.options(), device::info());
     let bytes = Plan::new(&shape, &options, &info).expect("good").bytes_moved();
     let mut h = Vec::new();
     let what = format!("{source:?} {}", T::DTYPE);
-    Counted::of(|| h = forward::<T>(&case, &data).h).check(&what, bytes);
+    streams(&what, bytes, || h = forward::<T>(&case, &data).h);
     let bytes = BackwardPlan::new(&shape, &options, &info).expect("good").bytes_moved();
-    Counted::of(|| drop(backward::<T>(&case, &data, &h))).check(&format!("{what} backward"), bytes);
+    streams(&format!("{what} backward"), bytes, || drop(backward::<T>(&case, &data, &h)));
 }
 
 #[test]

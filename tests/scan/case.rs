@@ -299,7 +299,8 @@ pub fn with_inputs<T: Element, R>(source: Source, on: &Uploaded<T>, with: impl F
 
 /// The forward pass on the device, into poisoned and guarded memory.
 pub fn forward<T: Element>(case: &Case, data: &Data) -> reference::Forward {
-    let plan = Plan::new(&case.shape(), &case.options(), &device::info()).unwrap_or_else(|e| panic!("{}: {e}", case.name()));
+    let plan =
+        Plan::new(&case.shape(), &case.options(), &device::info()).unwrap_or_else(|e| panic!("{}: {e}", case.name()));
     let mut workspace = Workspace::new(&device::stream(), plan.workspace_bytes()).unwrap_or_else(|e| panic!("{e}"));
     forward_in::<T>(case, data, &plan, &mut workspace)
 }
@@ -350,12 +351,8 @@ pub fn backward_in<T: Element>(
         let [mut a, mut b, mut x] = [&mut da, &mut db, &mut dx].map(|g| g.as_mut().map(Guarded::view_mut));
         let mut channel = channel.as_mut().map(Guarded::view_mut);
         let mut d_initial = d_initial.view_mut();
-        let inputs = BackwardInputs {
-            forward,
-            h: &h,
-            dh: &dh,
-            d_last: d_last.as_ref().map(|s| s as &dyn DevicePtr<f32>),
-        };
+        let inputs =
+            BackwardInputs { forward, h: &h, dh: &dh, d_last: d_last.as_ref().map(|s| s as &dyn DevicePtr<f32>) };
         let gates = GateGradients {
             a: a.as_mut().map(|s| s as &mut dyn DevicePtrMut<T>),
             b: b.as_mut().map(|s| s as &mut dyn DevicePtrMut<T>),

@@ -1,9 +1,9 @@
 //! The same bits whatever the order of tiles, how many are resident, and how far they look back.
 
 use super::case::{Case, Data, backward, backward_in, forward, forward_in};
-use lookback_device::{DType, emulator};
+use lookback_device::DType;
 use lookback_scan::{BackwardPlan, Plan, Source, Workspace};
-use lookback_suite::device;
+use lookback_suite::{counters::Switch, device};
 
 /// Calls `run` under several schedules of the emulator; once on a GPU.
 fn under_schedules(mut run: impl FnMut(&str)) {
@@ -13,12 +13,10 @@ fn under_schedules(mut run: impl FnMut(&str)) {
     }
     let schedules = [("inorder", "1"), ("reversed", "3"), ("reversed", "64"), ("random:1", "5"), ("random:2", "64")];
     for (order, residency) in schedules {
-        assert!(emulator::set_option("order", order), "{order}");
-        assert!(emulator::set_option("residency", residency), "{residency}");
+        let _order = Switch::set("order", order, "inorder");
+        let _residency = Switch::set("residency", residency, "auto");
         run(&format!("{order}, {residency} resident"));
     }
-    assert!(emulator::set_option("order", "inorder"));
-    assert!(emulator::set_option("residency", "auto"));
 }
 
 #[test]

@@ -3,10 +3,12 @@
 use super::case::{Case, Data, Uploaded, with_inputs};
 use cudarc::driver::DevicePtr;
 use lookback_device::{DType, Error};
-use lookback_scan::{
-    Gates, Inputs, Outputs, Plan, RawInputs, RawOutputs, RawWorkspace, Source, Workspace,
+use lookback_scan::{Gates, Inputs, Outputs, Plan, RawInputs, RawOutputs, RawWorkspace, Source, Workspace};
+use lookback_suite::{
+    buffer::{Guarded, upload, upload_as},
+    device,
+    random::Random,
 };
-use lookback_suite::{buffer::{Guarded, upload, upload_as}, device, random::Random};
 
 fn case() -> Case {
     Case::new(Source::Tensor, DType::F32, 2, 200, 8)

@@ -105,7 +105,8 @@ fn protocol(machine: &Machine, options: &Options) -> Option<Seen> {
     let (flags, slots) = (machine.words(&vec![0; tiles]), machine.place(&vec![0; 512 * tiles]));
     let cuts = machine.words(&(0..tiles).map(|t| u32::from(t % 40 == 39)).collect::<Vec<_>>());
     // A third of the tiles is slow, before one or the other of its words.
-    let delays: Vec<u32> = (0..tiles as u32).map(|t| [0, 0, 400, 0, 600 << 16, 30, 50 << 16][t as usize * 5 % 7]).collect();
+    let delays: Vec<u32> =
+        (0..tiles as u32).map(|t| [0, 0, 400, 0, 600 << 16, 30, 50 << 16][t as usize * 5 % 7]).collect();
     let delays = machine.words(&delays);
     for launch in 0..2_u32 {
         let value = |n: usize, salt: u32| (n as u32).wrapping_mul(2_654_435_761).wrapping_add(salt + 77 * launch);
@@ -204,7 +205,8 @@ fn check(kernel: &'static Kernel, run: fn(&Machine, &Options) -> Option<Seen>, m
         assert_eq!(run(&whole, options), None, "the kernel itself, {options:?}");
     }
     for (from, to, nth, want) in mutants {
-        let seen: Vec<Seen> = schedules().iter().filter_map(|o| run(&Machine::new(kernel, from, to, *nth), o)).collect();
+        let seen: Vec<Seen> =
+            schedules().iter().filter_map(|o| run(&Machine::new(kernel, from, to, *nth), o)).collect();
         let fits = |seen: &Seen| match want {
             Seen::Something => true,
             Seen::Race => matches!(seen, Seen::Fault(FaultKind::Race | FaultKind::Uninitialized)),
@@ -231,7 +233,12 @@ fn lookback_every_seeded_mistake_is_caught() {
             // Every lane watches its own distance: one too near is the tile itself.
             ("[%watched+-4]", "[%watched]", 0, Seen::Something),
             // Blocks that start out of order wait for blocks that never start.
-            ("ld.shared.v2.u32 {%ticket, %epoch}, [%shared];", "ld.shared.v2.u32 {%ticket, %epoch}, [%shared]; mov.u32 %ticket, %ctaid.x;", 0, Seen::Hang),
+            (
+                "ld.shared.v2.u32 {%ticket, %epoch}, [%shared];",
+                "ld.shared.v2.u32 {%ticket, %epoch}, [%shared]; mov.u32 %ticket, %ctaid.x;",
+                0,
+                Seen::Hang,
+            ),
             // Flags of the launch before count.
             ("@%is_last st.global.u32", "@!%is_last ld.global.u32 %next, [%p_header+128]; //", 0, Seen::Something),
             // PREFIX on top of AGGREGATE.
@@ -258,10 +265,20 @@ fn gated_scan_every_seeded_mistake_is_caught() {
             ("@%is_channel st.global.v2.f32", "st.global.v2.f32", 3, Seen::Something),
             ("setp.lt.u32     %is_channel", "setp.le.u32     %is_channel", 0, Seen::Something),
             ("setp.ge.u32     %is_reverse", "setp.gt.u32     %is_reverse", 0, Seen::WrongResult),
-            ("selp.u32        %bit, 2, 1, %is_reverse;", "selp.u32        %bit, 1, 2, %is_reverse;", 0, Seen::WrongResult),
+            (
+                "selp.u32        %bit, 2, 1, %is_reverse;",
+                "selp.u32        %bit, 1, 2, %is_reverse;",
+                0,
+                Seen::WrongResult,
+            ),
             ("setp.le.s32     %is_low, %t2, %token;", "setp.lt.s32     %is_low, %t2, %token;", 0, Seen::WrongResult),
             ("selp.f32        %total_l0, %m0, %total_l0, %is_warp_cut;", "", 2, Seen::WrongResult),
-            ("setp.ge.s32     %is_empty, %from_token, %to_token;", "setp.gt.s32     %is_empty, %from_token, %to_token;", 0, Seen::WrongResult),
+            (
+                "setp.ge.s32     %is_empty, %from_token, %to_token;",
+                "setp.gt.s32     %is_empty, %from_token, %to_token;",
+                0,
+                Seen::WrongResult,
+            ),
         ],
     );
 }

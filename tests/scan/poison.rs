@@ -77,7 +77,8 @@ fn gated_scan_nan_of_a_decay_at_a_cut_is_not_read() {
 
 #[test]
 fn gated_scan_nan_stays_in_its_sequence() {
-    let case = Case { split: 4, starts: Some(vec![0, 70, 140, 300]), ..Case::new(Source::Tensor, DType::F32, 1, 300, 6) };
+    let case =
+        Case { split: 4, starts: Some(vec![0, 70, 140, 300]), ..Case::new(Source::Tensor, DType::F32, 1, 300, 6) };
     let mut data = Data::new::<f32>(&case);
     data.b[100 * 6..101 * 6].fill(f64::NAN);
     data.dh[90 * 6..91 * 6].fill(f64::NAN);

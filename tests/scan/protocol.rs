@@ -2,10 +2,11 @@
 
 use bytemuck::Zeroable;
 use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
-use lookback_device::{emulator, launch};
+use lookback_device::launch;
 use lookback_kernels::{args::LookbackProtocol, find};
 use lookback_suite::{
     buffer::{download, upload},
+    counters::Switch,
     device,
     random::Random,
 };
@@ -46,7 +47,8 @@ impl Protocol {
                 for (w, carry) in carry.iter_mut().enumerate() {
                     let (p, l) = (self.p[tile * words + w], self.l[tile * words + w]);
                     // Nothing comes before the first tile, so that its map, too, stands alone.
-                    *carry = if self.cuts[tile] != 0 || chunk == 0 { l } else { p.wrapping_mul(*carry).wrapping_add(l) };
+                    *carry =
+                        if self.cuts[tile] != 0 || chunk == 0 { l } else { p.wrapping_mul(*carry).wrapping_add(l) };
                 }
             }
         }
@@ -107,16 +109,13 @@ fn lookback_every_tile_learns_its_carry_under_every_schedule() {
         let protocol = Protocol::new(vec, streams, chunks, window, cut_every);
         let want = protocol.want();
         for (order, residency) in schedules() {
-            emulator::set_option("order", order);
-            emulator::set_option("residency", residency);
-            emulator::set_option("quantum", "50");
+            let _order = Switch::set("order", order, "inorder");
+            let _residency = Switch::set("residency", residency, "auto");
+            let _quantum = Switch::set("quantum", "50", "20000");
             let what = format!("{streams} x {chunks} tiles of {vec}, window {window}, {order}, {residency} resident");
             assert_eq!(protocol.run(&mut workspace, capacity), want, "{what}");
         }
     }
-    emulator::set_option("order", "inorder");
-    emulator::set_option("residency", "auto");
-    emulator::set_option("quantum", "20000");
 }
 
 #[test]

@@ -98,7 +98,7 @@ impl Plan {
     /// Bitwise, whatever the order in which tiles run.
     ///
     /// # Cost
-    /// One launch; every tensor crosses the bus once; below 2 % more for the look-back.
+    /// One launch; every tensor crosses the bus once; 1 to 3 % more for the look-back.
     pub fn run<T: Element>(
         &self,
         stream: &CudaStream,
