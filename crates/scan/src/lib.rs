@@ -7,8 +7,9 @@
 //!
 //! * [`Shape`] says sizes and strides (in elements), [`Options`] element type, source and switches;
 //! * [`Plan::new`] and [`BackwardPlan::new`] check both and choose kernels; they allocate nothing;
-//! * [`Plan::run`] launches on the caller's stream and slices, nothing else, so it can be captured into a graph;
-//!   [`Plan::run_raw`] does the same on device addresses;
+//! * [`Plan::run`] launches on the caller's stream and slices, nothing else; [`Plan::run_raw`] does the same on device
+//!   addresses. Once the kernel is loaded, by a first run, both can be captured into a graph and replayed (`run` with cudarc's
+//!   event tracking off, since waiting for another stream's event ends a capture);
 //! * [`gated_scan`] and [`gated_scan_backward`] allocate their outputs, for trying things out.
 //!
 //! The state is `f32` whatever the elements are. On an error nothing is launched and nothing written.
