@@ -46,7 +46,7 @@ impl Block {
         let state = pass.state;
         let Pass { plans, flags, residual, normed, mixed, gates, hidden, gated, workspace, .. } = pass;
         // x = conv(rms_norm(residual))
-        plans.norm.run(stream, residual.now(), Param::Same(&self.norm), normed, None)?;
+        plans.norm.run(stream, residual, Param::Same(&self.norm), normed, None)?;
         let inputs = short_conv::Inputs { bias: None, flags: Some(flags), state: before.map(|carry| &carry.taps as _) };
         plans.conv.run(stream, normed, &self.conv, inputs, mixed, Some(&mut after.taps))?;
         // i, z, o, f = in_proj(x)
@@ -62,8 +62,7 @@ impl Block {
         plan.run(stream, &inputs, scan::Outputs { h: hidden, last: Some(&mut after.state) }, workspace)?;
         // residual += out_proj(gelu(o) h)
         plans.gate.run(stream, &o, hidden, gated)?;
-        plans.out_proj.run(stream, gated, &self.out_weight, Param::None, &mut residual.change())?;
-        residual.add_change(stream)
+        plans.out_proj.run(stream, gated, &self.out_weight, Param::None, residual)
     }
 }
 

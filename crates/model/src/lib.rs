@@ -22,5 +22,4 @@ pub mod flags;
 pub mod gated_ssm;
 mod pass;
 pub mod phonebook;
-mod residual;
 pub mod weights;

@@ -3,7 +3,6 @@
 use crate::block::Carry;
 use crate::config::{CONV_TAPS, Config};
 use crate::phonebook::{IDS_PER_TOKEN, TABLE_ROWS, Token};
-use crate::residual::Residual;
 use crate::weights::CLASSES;
 use cudarc::driver::{CudaSlice, CudaStream};
 use lookback_device::{DType, DeviceInfo, Result, driver};
@@ -21,7 +20,7 @@ pub(crate) struct Pass {
     pub plans: Plans,
     ids: CudaSlice<i32>,
     pub flags: CudaSlice<u8>,
-    pub residual: Residual,
+    pub residual: CudaSlice<f32>,
     pub normed: CudaSlice<f32>,
     pub mixed: CudaSlice<f32>,
     pub gates: CudaSlice<f32>,
@@ -74,7 +73,7 @@ impl Pass {
             forward_scan: gates_scan(config, device, rows, len, state)?,
             half_reversed_scan: gates_scan(config, device, rows, len, state / 2)?,
             gate: gate::Plan::new(&open, &gelu, device)?,
-            out_proj: linear(tokens, width, state)?,
+            out_proj: linear(tokens, width, state)?.accumulating(),
             last_norm: norm(last_tokens)?,
             head: linear(rows, CLASSES, width)?,
         };
@@ -86,7 +85,7 @@ impl Pass {
             plans,
             ids: stream.alloc_zeros(tokens * IDS_PER_TOKEN).map_err(|e| driver(e, "allocate ids"))?,
             flags: stream.alloc_zeros(tokens).map_err(|e| driver(e, "allocate flags"))?,
-            residual: Residual::new(stream, tokens, width, device)?,
+            residual: memory(tokens * width)?,
             normed: memory(tokens * width)?,
             mixed: memory(tokens * width)?,
             gates: memory(tokens * 4 * state)?,
@@ -116,7 +115,7 @@ impl Pass {
         let copied = |e| driver(e, "copy tokens");
         stream.memcpy_htod(tokens.as_flattened(), &mut self.ids).map_err(copied)?;
         stream.memcpy_htod(flags, &mut self.flags).map_err(copied)?;
-        self.plans.embed.run(stream, table, &self.ids, &mut self.residual.now_mut(), None)
+        self.plans.embed.run(stream, table, &self.ids, &mut self.residual, None)
     }
 
     /// Logits of every row's last token, `[rows, CLASSES]`.
@@ -126,7 +125,7 @@ impl Pass {
         norm: &CudaSlice<f32>,
         head: &CudaSlice<f32>,
     ) -> Result<Vec<f32>> {
-        let last_tokens = self.residual.from(self.last_token);
+        let last_tokens = self.residual.slice(self.last_token..);
         self.plans.last_norm.run(stream, &last_tokens, Param::Same(norm), &mut self.last, None)?;
         self.plans.head.run(stream, &self.last, head, Param::None, &mut self.logits)?;
         stream.clone_dtoh(&self.logits).map_err(|e| driver(e, "copy logits"))
