@@ -6,3 +6,4 @@ mod contract;
 mod device;
 mod nn;
 mod registry;
+mod scan;
