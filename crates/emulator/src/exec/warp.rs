@@ -126,11 +126,14 @@ impl Warp {
         }
     }
 
-    /// Begin at the first instruction with the lanes of `mask` and the registers of a template.
-    pub fn start(&mut self, index: u32, mask: u32, template: &Template, random: Option<Random>) {
+    /// Begin at the first instruction with the lanes of `mask` and the registers of a template. True for a warp that has
+    /// run before, as the same warp of an earlier CTA of the launch: nothing writes to its constants, so they are there.
+    pub fn start(&mut self, index: u32, mask: u32, template: &Template, random: Option<Random>) -> bool {
         self.index = index;
-        self.rows.clear();
-        self.rows.extend_from_slice(&template.rows);
+        let used = !self.rows.is_empty();
+        if !used {
+            self.rows.extend_from_slice(&template.rows);
+        }
         self.predicates.clear();
         self.predicates.resize(template.predicates, 0);
         for (pred, value) in [(ALWAYS, u32::MAX), (CARRY, 0), (NO_PRED, 0)] {
@@ -157,6 +160,7 @@ impl Warp {
         self.turns = 0;
         self.rotated = false;
         self.random = random;
+        used
     }
 
     /// The 32-bit lanes of a slot.

@@ -62,9 +62,11 @@ impl Cta {
                 Convergence::Random(seed) => Some(Random::new(seed ^ index << 16 ^ u64::from(number) << 48)),
             };
             let warp = &mut self.warps[number as usize];
-            warp.start(number, mask, &template.warp, random);
+            let used = warp.start(number, mask, &template.warp, random);
             for &(slot, special) in &template.varying {
-                warp.rows[usize::from(slot)] = special_row(m, &self.block, number, special);
+                if !used || matches!(special, SpecialRegister::Ctaid(_) | SpecialRegister::SmId) {
+                    warp.rows[usize::from(slot)] = special_row(m, &self.block, number, special);
+                }
             }
         }
         if let Some(sanitizer) = &mut m.sanitizer {
