@@ -1,9 +1,9 @@
-//! The Gated SSM: a prompt in one pass, then an answer token by token.
+//! The Gated SSM: a prompt in one pass, then an answer token by token; or whole samples, packed into one row.
 
 use crate::block::{Block, Carry, upload};
 use crate::config::Config;
 use crate::flags::{self, RESET_FORWARD, RESET_REVERSE, Segment};
-use crate::pass::Pass;
+use crate::pass::{LogitsAfter, Pass};
 use crate::phonebook::{DIGITS, IDS_PER_TOKEN, Prompt, TABLE_ROWS, Token, digit_token};
 use crate::weights::{CLASSES, Weights};
 use cudarc::driver::{CudaSlice, CudaStream};
@@ -65,6 +65,21 @@ impl GatedSsm {
         &self.config
     }
 
+    /// Reads samples of any lengths, packed one after another into one row without padding. Gives the logits that follow
+    /// every token of every sample, `[tokens, CLASSES]` in the order of the samples. No sample sees another.
+    ///
+    /// # Errors
+    /// Those of [`prefill`](Self::prefill).
+    pub fn logits(&self, samples: &[Prompt]) -> Result<Vec<f32>> {
+        check_prompts(samples)?;
+        let tokens: Vec<Token> = samples.iter().flat_map(|sample| &sample.tokens).copied().collect();
+        let segments: Vec<Segment> = samples.iter().map(Prompt::segment).collect();
+        let flags = flags::build(&segments, self.config.hard_seam);
+        let mut pass = self.pass(1, tokens.len(), LogitsAfter::EveryToken)?;
+        let mut carries = self.carries(&pass)?;
+        self.run(&mut pass, &tokens, &flags, None, &mut carries)
+    }
+
     /// Reads prompts of any lengths together in one pass. Gives the logits that follow each prompt's last token,
     /// `[prompts, CLASSES]`, and what is needed to go on.
     ///
@@ -76,10 +91,10 @@ impl GatedSsm {
         let rows = prompts.len();
         let len = prompts.iter().map(|prompt| prompt.tokens.len()).max().unwrap_or(0);
         let (tokens, flags) = pack(prompts, len, self.config.hard_seam);
-        let mut pass = self.pass(rows, len)?;
+        let mut pass = self.pass(rows, len, LogitsAfter::LastTokens)?;
         let mut carries = self.carries(&pass)?;
         let logits = self.run(&mut pass, &tokens, &flags, None, &mut carries)?;
-        let pass = self.pass(rows, 1)?;
+        let pass = self.pass(rows, 1, LogitsAfter::LastTokens)?;
         let spare = self.carries(&pass)?;
         Ok((logits, Generation { rows, pass, carries, spare }))
     }
@@ -121,15 +136,15 @@ impl GatedSsm {
         Ok(answers)
     }
 
-    fn pass(&self, rows: usize, len: usize) -> Result<Pass> {
-        Pass::new(&self.stream, &self.config, &self.device, rows, len)
+    fn pass(&self, rows: usize, len: usize, logits_after: LogitsAfter) -> Result<Pass> {
+        Pass::new(&self.stream, &self.config, &self.device, rows, len, logits_after)
     }
 
     fn carries(&self, pass: &Pass) -> Result<Vec<Carry>> {
         self.blocks.iter().map(|_| pass.carry(&self.stream)).collect()
     }
 
-    /// Tokens to the logits of every row's last one.
+    /// Tokens to the logits that the pass was made for.
     fn run(
         &self,
         pass: &mut Pass,
@@ -156,7 +171,7 @@ fn pack(prompts: &[Prompt], len: usize, hard_seam: bool) -> (Vec<Token>, Vec<u8>
         tokens.extend(std::iter::repeat_n(PADDING, padding));
         flags.extend(std::iter::repeat_n(RESET_FORWARD | RESET_REVERSE, padding));
         tokens.extend_from_slice(&prompt.tokens);
-        flags.extend(flags::build(&[Segment { len: prompt.tokens.len(), prefix_len: prompt.prefix_len }], hard_seam));
+        flags.extend(flags::build(&[prompt.segment()], hard_seam));
     }
     (tokens, flags)
 }

@@ -12,6 +12,15 @@ use std::sync::Arc;
 
 const F32: DType = DType::F32;
 
+/// The tokens that a pass gives the logits after.
+#[derive(Clone, Copy)]
+pub(crate) enum LogitsAfter {
+    /// The last token of every row.
+    LastTokens,
+    /// Every token of every row.
+    EveryToken,
+}
+
 /// A pass: everything that depends on sizes alone, made once and run as often as wanted.
 pub(crate) struct Pass {
     rows: usize,
@@ -27,10 +36,10 @@ pub(crate) struct Pass {
     pub hidden: CudaSlice<f32>,
     pub gated: CudaSlice<f32>,
     pub workspace: scan::Workspace,
-    last: CudaSlice<f32>,
+    final_normed: CudaSlice<f32>,
     logits: CudaSlice<f32>,
-    /// First element of the first row's last token.
-    last_token: usize,
+    /// First element of the first token that logits follow.
+    first_asked: usize,
 }
 
 /// The operations of a pass.
@@ -43,7 +52,7 @@ pub(crate) struct Plans {
     pub half_reversed_scan: scan::Plan,
     pub gate: gate::Plan,
     pub out_proj: gemm::Plan,
-    last_norm: rms_norm::Plan,
+    final_norm: rms_norm::Plan,
     head: gemm::Plan,
 }
 
@@ -55,8 +64,15 @@ impl Pass {
         device: &DeviceInfo,
         rows: usize,
         len: usize,
+        logits_after: LogitsAfter,
     ) -> Result<Self> {
         let (width, state, tokens) = (config.width, config.state, rows * len);
+        // Logits follow the last of every so many tokens.
+        let period = match logits_after {
+            LogitsAfter::LastTokens => len,
+            LogitsAfter::EveryToken => 1,
+        };
+        let asked = tokens / period;
         let memory = |elements| stream.alloc_zeros::<f32>(elements).map_err(|e| driver(e, "allocate activations"));
         let linear = |m, n, k| gemm::Plan::new(&gemm::Shape::linear(m, n, k), &gemm::Options::new(F32), device);
         let norm = |shape| rms_norm::Plan::new(&shape, &rms_norm::Options { dtype: F32, eps: config.eps }, device);
@@ -64,7 +80,7 @@ impl Pass {
         let gelu = gate::Options { dtype: F32, activation: Activation::Gelu };
         let open = gate::Shape { x_stride: 4 * state as i64, ..gate::Shape::dense(tokens, state) };
         let table = embedding::Shape::dense(tokens, IDS_PER_TOKEN, TABLE_ROWS, width);
-        let last_tokens = rms_norm::Shape { x_stride: (len * width) as i64, ..rms_norm::Shape::dense(rows, width) };
+        let strided = rms_norm::Shape { x_stride: (period * width) as i64, ..rms_norm::Shape::dense(asked, width) };
         let plans = Plans {
             embed: embedding::Plan::new(&table, &embedding::Options { dtype: F32 }, device)?,
             norm: norm(rms_norm::Shape::dense(tokens, width))?,
@@ -74,8 +90,8 @@ impl Pass {
             half_reversed_scan: gates_scan(config, device, rows, len, state / 2)?,
             gate: gate::Plan::new(&open, &gelu, device)?,
             out_proj: linear(tokens, width, state)?.accumulating(),
-            last_norm: norm(last_tokens)?,
-            head: linear(rows, CLASSES, width)?,
+            final_norm: norm(strided)?,
+            head: linear(asked, CLASSES, width)?,
         };
         let workspace = plans.forward_scan.workspace_bytes().max(plans.half_reversed_scan.workspace_bytes());
         Ok(Self {
@@ -92,9 +108,9 @@ impl Pass {
             hidden: memory(tokens * state)?,
             gated: memory(tokens * state)?,
             workspace: scan::Workspace::new(stream, workspace)?,
-            last: memory(rows * width)?,
-            logits: memory(rows * CLASSES)?,
-            last_token: (len - 1) * width,
+            final_normed: memory(asked * width)?,
+            logits: memory(asked * CLASSES)?,
+            first_asked: (period - 1) * width,
         })
     }
 
@@ -118,16 +134,16 @@ impl Pass {
         self.plans.embed.run(stream, table, &self.ids, &mut self.residual, None)
     }
 
-    /// Logits of every row's last token, `[rows, CLASSES]`.
+    /// The logits that the pass was made for, `[tokens, CLASSES]`.
     pub fn logits(
         &mut self,
         stream: &Arc<CudaStream>,
         norm: &CudaSlice<f32>,
         head: &CudaSlice<f32>,
     ) -> Result<Vec<f32>> {
-        let last_tokens = self.residual.slice(self.last_token..);
-        self.plans.last_norm.run(stream, &last_tokens, Param::Same(norm), &mut self.last, None)?;
-        self.plans.head.run(stream, &self.last, head, Param::None, &mut self.logits)?;
+        let residual = self.residual.slice(self.first_asked..);
+        self.plans.final_norm.run(stream, &residual, Param::Same(norm), &mut self.final_normed, None)?;
+        self.plans.head.run(stream, &self.final_normed, head, Param::None, &mut self.logits)?;
         stream.clone_dtoh(&self.logits).map_err(|e| driver(e, "copy logits"))
     }
 }

@@ -7,6 +7,8 @@
 //! All ids index one embedding table: rows `0..13` are the kinds (digits, `ASK`, `BEGIN`, `NAME`), and row
 //! `13 + 64 j + b` is row `b` of the j-th hashed table. A token is the sum of up to [`IDS_PER_TOKEN`] rows.
 
+use crate::flags::Segment;
+
 /// Digits of a number.
 pub const DIGITS: usize = 4;
 /// Token kinds: ten digits, `ASK`, `BEGIN`, `NAME`.
@@ -106,6 +108,13 @@ pub struct Prompt {
     pub tokens: Vec<Token>,
     /// Tokens of the prefix, which is read both ways: all but `BEGIN`.
     pub prefix_len: usize,
+}
+
+impl Prompt {
+    /// The prompt as a sample of a packed row.
+    pub fn segment(&self) -> Segment {
+        Segment { len: self.tokens.len(), prefix_len: self.prefix_len }
+    }
 }
 
 impl Book {

@@ -1,7 +1,7 @@
 //! The models and the book that come with the repository, run by the reference.
 
 use crate::support::{reference, rows_of};
-use lookback_model::flags::{self, Segment};
+use lookback_model::flags;
 use lookback_model::phonebook::{Book, DIGITS, digit_token, digits_text};
 use lookback_model::weights::{CLASSES, Weights};
 use std::path::{Path, PathBuf};
@@ -21,8 +21,8 @@ fn right_answers(weights: &Weights, book: &Book) -> usize {
         let mut prompt = book.prompt(name).unwrap();
         let mut digits = Vec::new();
         for _ in 0..DIGITS {
-            let segment = Segment { len: prompt.tokens.len(), prefix_len: prompt.prefix_len };
-            let logits = model.logits(&rows_of(&prompt), &flags::build(&[segment], weights.config().hard_seam));
+            let logits =
+                model.logits(&rows_of(&prompt), &flags::build(&[prompt.segment()], weights.config().hard_seam));
             let last = &logits[logits.len() - CLASSES..];
             let digit = (0..CLASSES).fold(0, |best, digit| if last[digit] > last[best] { digit } else { best }) as u8;
             digits.push(digit);

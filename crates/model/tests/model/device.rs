@@ -1,10 +1,9 @@
 //! The model on a device (the emulator where there is no GPU) against the reference.
 
 use crate::assets::{asset, book};
-use crate::support::{Draft, reference, rows_of};
+use crate::support::{Draft, packed_logits};
 use lookback_device::cudarc::driver::CudaStream;
 use lookback_device::{DevicePick, open};
-use lookback_model::flags::{self, Segment};
 use lookback_model::gated_ssm::GatedSsm;
 use lookback_model::phonebook::{Book, Prompt, digit_token};
 use lookback_model::weights::{CLASSES, Weights};
@@ -17,18 +16,17 @@ fn stream() -> Arc<CudaStream> {
     open(DevicePick::Auto).unwrap().default_stream()
 }
 
-fn model(weights: &Weights) -> GatedSsm {
+pub fn model(weights: &Weights) -> GatedSsm {
     GatedSsm::load(&stream(), weights).unwrap()
 }
 
 /// The reference's logits after a prompt's last token.
 fn wanted(weights: &Weights, prompt: &Prompt) -> Vec<f64> {
-    let segment = Segment { len: prompt.tokens.len(), prefix_len: prompt.prefix_len };
-    let logits = reference(weights).logits(&rows_of(prompt), &flags::build(&[segment], weights.config().hard_seam));
+    let logits = packed_logits(weights, std::slice::from_ref(prompt));
     logits[logits.len() - CLASSES..].to_vec()
 }
 
-fn assert_close(got: &[f32], want: &[f64]) {
+pub fn assert_close(got: &[f32], want: &[f64]) {
     assert_eq!(got.len(), want.len());
     let greatest = want.iter().fold(0.0_f64, |greatest, want| greatest.max(want.abs()));
     for (&got, want) in got.iter().zip(want) {
@@ -37,7 +35,7 @@ fn assert_close(got: &[f32], want: &[f64]) {
     }
 }
 
-fn small_book() -> Book {
+pub fn small_book() -> Book {
     Book::parse("Ada 1815\n李雷 6118\nnight desk 0007").unwrap()
 }
 

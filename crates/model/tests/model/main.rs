@@ -3,4 +3,5 @@
 mod assets;
 mod device;
 mod files;
+mod packed;
 mod support;

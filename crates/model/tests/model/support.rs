@@ -1,6 +1,7 @@
 //! Small weights files, and the reference model of a weights file.
 
 use lookback_model::config::Config;
+use lookback_model::flags::{self, Segment};
 use lookback_model::phonebook::{KINDS, Prompt, TABLE_ROWS};
 use lookback_model::weights::{CLASSES, Weights};
 use lookback_reference::gated_ssm::{Block, Model};
@@ -107,4 +108,11 @@ pub fn reference(weights: &Weights) -> Model {
 /// The tokens of a prompt as the reference wants them.
 pub fn rows_of(prompt: &Prompt) -> Vec<Vec<usize>> {
     prompt.tokens.iter().map(|token| token.iter().filter_map(|&id| usize::try_from(id).ok()).collect()).collect()
+}
+
+/// The reference's logits after every token of samples that lie one after another.
+pub fn packed_logits(weights: &Weights, samples: &[Prompt]) -> Vec<f64> {
+    let tokens: Vec<Vec<usize>> = samples.iter().flat_map(rows_of).collect();
+    let segments: Vec<Segment> = samples.iter().map(Prompt::segment).collect();
+    reference(weights).logits(&tokens, &flags::build(&segments, weights.config().hard_seam))
 }
