@@ -10,9 +10,12 @@ fn wave(phase: f64, n: usize) -> Vec<f64> {
     (0..n).map(|i| f64::from((phase + 0.37 * i as f64).sin() as f32)).collect()
 }
 
+/// The decay of row, token, channel.
+type Decay<'a> = &'a dyn Fn(usize, usize, usize) -> f64;
+
 /// The recurrence, one channel and one sequence at a time; gives `h` and the state after the last token in its direction.
 struct Scan<'a> {
-    a: &'a dyn Fn(usize, usize, usize) -> f64,
+    a: Decay<'a>,
     b: &'a [f64],
     h0: Option<&'a [f64]>,
     flags: Option<&'a [u8]>,
@@ -94,7 +97,7 @@ fn every_option_agrees_with_the_recurrence() {
     let one = |_: usize, _: usize, _: usize| 1.0;
     let shape = [B, LEN, D];
     let dense = || (0..B).map(|row| (row, 0, LEN, row)).collect::<Vec<_>>();
-    let sources: [(&str, Option<T>, &[&str], &dyn Fn(usize, usize, usize) -> f64); 4] = [
+    let sources: [(&str, Option<T>, &[&str], Decay); 4] = [
         ("tensor", Some(T::f32(&shape, &decay)), &[], &of_tensor),
         ("log", Some(T::f32(&shape, &log)), &["log=true"], &of_log),
         ("channel", Some(T::f32(&[D], &channel)), &[], &of_channel),

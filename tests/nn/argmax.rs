@@ -1,4 +1,4 @@
-use super::support::{Input, Layout, Words, finish};
+use super::support::{Input, Layout, Words};
 use half::{bf16, f16};
 use lookback_device::{DType, Element, Error};
 use lookback_nn::argmax::{Options, Plan, Shape};
@@ -10,7 +10,7 @@ fn run<T: Element>(x: &[f64], rows: usize, width: usize, gap: usize, shift: usiz
     let shape = Shape { rows, width, x_stride: (width + gap) as i64 };
     let plan = Plan::new(&shape, &Options { dtype: T::DTYPE }, &device::info()).unwrap();
     plan.run(&device::stream(), &x_in.view(), &mut out.view_mut()).unwrap();
-    finish();
+    device::finish();
     out.read()
 }
 
@@ -84,6 +84,6 @@ fn argmax__bad_calls_are_refused() {
     let mut out = Words::<i32>::new(3, -7);
     let error = plan.run(&device::stream(), &Input::<f32>::dense(&[1.0; 32]).view(), &mut out.view_mut()).unwrap_err();
     assert!(matches!(error, Error::Shape { arg: "out", .. }), "{error}");
-    finish();
+    device::finish();
     assert_eq!(out.read(), [-7; 3], "nothing may be written on an error");
 }

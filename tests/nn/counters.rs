@@ -1,44 +1,14 @@
 //! What the launches cost, as the emulator counts it: the evidence for speed that needs no GPU.
 
-use super::support::{Input, Layout, Output, Switch, Words, finish};
+use super::support::{Input, Layout, Output, Words};
 use half::bf16;
-use lookback_device::{Element, emulator};
+use lookback_device::Element;
 use lookback_nn::{
     Activation, Param, argmax, cross_entropy, embedding, gate,
     gemm::{self, Policy, Tile},
     rms_norm, short_conv,
 };
-use lookback_suite::{buffer::upload, device, random::Random};
-use serde_json::Value;
-
-/// Counters of the launches in `run`, or nothing on a GPU.
-fn counted(run: impl FnOnce()) -> Option<Value> {
-    let _full = Switch::set("counting", "full", "basic");
-    emulator::reset_counters();
-    run();
-    finish();
-    let counters: Value = serde_json::from_str(&emulator::counters()?).unwrap();
-    Some(counters["total"].clone())
-}
-
-fn number(counters: &Value, path: &str) -> u64 {
-    counters.pointer(path).and_then(Value::as_u64).unwrap_or_else(|| panic!("no counter {path}"))
-}
-
-/// Every access touches as few sectors as its bytes fill.
-fn assert_coalesced(what: &str, counters: &Value) {
-    for kind in ["global_loads", "global_stores"] {
-        let of = |name: &str| number(counters, &format!("/{kind}/{name}"));
-        assert_eq!(of("sectors"), of("ideal_sectors"), "{what}: {kind}");
-    }
-}
-
-/// Every byte crosses the bus once, within 5 %, and no two accesses to shared memory meet in a bank.
-fn assert_streams(what: &str, counters: &Value, bytes: u64) {
-    let unique = number(counters, "/global_loads/unique_bytes") + number(counters, "/global_stores/unique_bytes");
-    assert!(unique * 20 <= bytes * 21 && unique * 21 >= bytes * 20, "{what}: {unique} bytes, the plan says {bytes}");
-    assert_eq!(number(counters, "/bank_conflicts"), 0, "{what}");
-}
+use lookback_suite::{buffer::upload, counters::Counters, device, random::Random};
 
 fn product<T: Element>(shape: gemm::Shape, tile: Tile, terms: u64) {
     let gemm::Shape { m, n, k, right, .. } = shape;
@@ -49,21 +19,21 @@ fn product<T: Element>(shape: gemm::Shape, tile: Tile, terms: u64) {
     let options = gemm::Options { policy: Some(Policy { tile }), ..gemm::Options::new(T::DTYPE) };
     let plan = gemm::Plan::new(&shape, &options, &device::info()).unwrap();
     let run = || plan.run(&device::stream(), &a.view(), &b.view(), Param::None, &mut c.view_mut()).unwrap();
-    let Some(counters) = counted(run) else { return };
+    let Some(counters) = Counters::of(run) else { return };
     let what = format!("gemm {} {right:?} {tile:?} {m} {n} {k}", T::DTYPE);
     if tile == Tile::Skinny {
-        assert_streams(&what, &counters, plan.bytes_moved());
+        counters.assert_streams(&what, plan.bytes_moved());
         return;
     }
-    assert_streams(&what, &counters, plan.bytes_moved());
+    counters.assert_streams(&what, plan.bytes_moved());
     if [m, n, k].iter().all(|extent| extent.is_multiple_of(64)) {
-        assert_coalesced(&what, &counters);
+        counters.assert_coalesced(&what);
     }
     // Whole tiles, whole steps of 64 bytes.
     let (rows, columns) = tile.extents(T::DTYPE);
     let step = 64 / T::DTYPE.size();
     let padded = m.next_multiple_of(rows) * n.next_multiple_of(columns) * k.next_multiple_of(step);
-    assert_eq!(number(&counters, "/tensor_flops"), 2 * terms * padded as u64, "{what}");
+    assert_eq!(counters.number("tensor_flops"), 2 * terms * padded as u64, "{what}");
 }
 
 #[test]
@@ -93,9 +63,9 @@ fn streams<T: Element>() {
     let options = gate::Options { dtype: T::DTYPE, activation: Activation::Silu };
     let plan = gate::Plan::new(&gate::Shape::dense(rows, width), &options, &info).unwrap();
     let run = || plan.run(&stream, &x.view(), &y.view(), &mut out.view_mut()).unwrap();
-    let Some(counters) = counted(run) else { return };
-    assert_coalesced("gate", &counters);
-    assert_streams("gate", &counters, plan.bytes_moved());
+    let Some(counters) = Counters::of(run) else { return };
+    counters.assert_coalesced("gate");
+    counters.assert_streams("gate", plan.bytes_moved());
 
     // A warp to a row, then a block.
     for (rows, width) in [(rows, width), (8, 4096)] {
@@ -103,19 +73,21 @@ fn streams<T: Element>() {
         let plan = rms_norm::Plan::new(&rms_norm::Shape::dense(rows, width), &options, &info).unwrap();
         let weight = y.view();
         let run = || plan.run(&stream, &x.view(), Param::Same(&weight), &mut out.view_mut(), None).unwrap();
-        let Some(counters) = counted(run) else { return };
+        let Some(counters) = Counters::of(run) else { return };
         let weight_bytes = (width * T::DTYPE.size()) as u64;
-        assert_coalesced("rms_norm", &counters);
-        assert_streams("rms_norm", &counters, plan.bytes_moved() + weight_bytes);
-        let read = number(&counters, "/global_loads/bytes");
+        counters.assert_coalesced("rms_norm");
+        counters.assert_streams("rms_norm", plan.bytes_moved() + weight_bytes);
+        let read = counters.number("global_loads/bytes");
         assert_eq!(read, (rows * width * T::DTYPE.size()) as u64 + rows as u64 * weight_bytes, "x is read once");
 
         let plan = argmax::Plan::new(&argmax::Shape::dense(rows, width), &argmax::Options { dtype: T::DTYPE }, &info);
         let plan = plan.unwrap();
         let mut found = Words::<i32>::new(rows, -1);
-        let Some(counters) = counted(|| plan.run(&stream, &x.view(), &mut found.view_mut()).unwrap()) else { return };
-        assert_coalesced("argmax", &counters);
-        assert_streams("argmax", &counters, plan.bytes_moved());
+        let Some(counters) = Counters::of(|| plan.run(&stream, &x.view(), &mut found.view_mut()).unwrap()) else {
+            return;
+        };
+        counters.assert_coalesced("argmax");
+        counters.assert_streams("argmax", plan.bytes_moved());
 
         let options = cross_entropy::Options { dtype: T::DTYPE, scale: 1.0 };
         let plan = cross_entropy::Plan::new(&cross_entropy::Shape::dense(rows, width), &options, &info).unwrap();
@@ -126,9 +98,9 @@ fn streams<T: Element>() {
             let outputs = cross_entropy::Outputs { dlogits: Some(&mut dlogits), ..Default::default() };
             plan.run(&stream, &x.view(), &labels, &mut loss.view_mut(), outputs).unwrap();
         };
-        let Some(counters) = counted(run) else { return };
-        assert_coalesced("cross_entropy", &counters);
-        assert_streams("cross_entropy", &counters, plan.bytes_moved());
+        let Some(counters) = Counters::of(run) else { return };
+        counters.assert_coalesced("cross_entropy");
+        counters.assert_streams("cross_entropy", plan.bytes_moved());
     }
 
     let plan = embedding::Plan::new(
@@ -138,11 +110,11 @@ fn streams<T: Element>() {
     )
     .unwrap();
     let ids = upload(&(0..rows as i32).rev().collect::<Vec<_>>());
-    let Some(counters) = counted(|| plan.run(&stream, &x.view(), &ids, &mut out.view_mut(), None).unwrap()) else {
+    let Some(counters) = Counters::of(|| plan.run(&stream, &x.view(), &ids, &mut out.view_mut(), None).unwrap()) else {
         return;
     };
-    assert_coalesced("embedding", &counters);
-    assert_streams("embedding", &counters, plan.bytes_moved());
+    counters.assert_coalesced("embedding");
+    counters.assert_streams("embedding", plan.bytes_moved());
 
     let options = short_conv::Options { dtype: T::DTYPE, activation: Activation::Silu };
     let plan = short_conv::Plan::new(&short_conv::Shape::dense(1, rows, width, 4), &options, &info).unwrap();
@@ -151,12 +123,12 @@ fn streams<T: Element>() {
         let inputs = short_conv::Inputs { flags: Some(&flags), ..Default::default() };
         plan.run(&stream, &x.view(), &y.view(), inputs, &mut out.view_mut(), None).unwrap();
     };
-    let Some(counters) = counted(run) else { return };
+    let Some(counters) = Counters::of(run) else { return };
     // A thread's weights lie together, so reading them is not coalesced; they come from the cache for all runs but the first.
-    let stores = |name: &str| number(&counters, &format!("/global_stores/{name}"));
+    let stores = |name: &str| counters.number(&format!("global_stores/{name}"));
     assert_eq!(stores("sectors"), stores("ideal_sectors"), "short_conv");
     let states = 2 * (3 * width * T::DTYPE.size()) as u64;
-    assert_streams("short_conv", &counters, plan.bytes_moved() - states);
+    counters.assert_streams("short_conv", plan.bytes_moved() - states);
 }
 
 #[test]

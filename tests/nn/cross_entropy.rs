@@ -1,4 +1,4 @@
-use super::support::{Input, Layout, Output, Words, address, address_mut, finish};
+use super::support::{Input, Layout, Output, Words, address, address_mut};
 use half::{bf16, f16};
 use lookback_device::{DType, Element, Error};
 use lookback_nn::cross_entropy::{IGNORED, Options, Outputs, Plan, RawOutputs, Shape, cross_entropy};
@@ -27,7 +27,7 @@ fn check<T: Element>(x: &[f64], labels: &[i32], classes: usize, gap: usize, shif
         fault: Some(&mut fault.view_mut()),
     };
     plan.run(&device::stream(), &x_in.view(), &labels_in, &mut loss.view_mut(), outputs).unwrap();
-    finish();
+    device::finish();
     let expected = forward(x, classes, labels, 0.25);
     let what = format!("cross_entropy {} [{rows},{classes}] gap {gap} shift {shift}", T::DTYPE);
     assert_close(&format!("{what} loss"), &loss.read(), &expected.loss, rows.max(1), Gate::F32);
@@ -115,7 +115,7 @@ fn cross_entropy__gradient_in_place() {
         let outputs = RawOutputs { dlogits: logits, ..RawOutputs::default() };
         // SAFETY: all tensors live until the synchronisation below, and nothing else uses them.
         unsafe { plan.run_raw(&device::stream(), logits, labels_at, loss_at, outputs) }.unwrap();
-        finish();
+        device::finish();
         let expected = forward(&x, classes, &labels, 1.0);
         let dlogits = download(&device::stream().clone_dtod(&x_in.view()).unwrap());
         let dlogits: Vec<f64> = dlogits.into_iter().map(f64::from).collect();
@@ -158,6 +158,6 @@ fn cross_entropy__bad_calls_are_refused() {
     assert!(matches!(run(RawOutputs::default(), loss_at + 2), Error::Align { arg: "loss", .. }));
     let lse = RawOutputs { lse: loss_at, ..RawOutputs::default() };
     assert!(matches!(run(lse, loss_at), Error::Alias { a: "loss", b: "lse", .. }));
-    finish();
+    device::finish();
     assert!(loss.read().iter().all(|v| v.is_nan()), "nothing may be written on an error");
 }

@@ -1,4 +1,4 @@
-use super::support::{Input, Layout, Output, Words, finish};
+use super::support::{Input, Layout, Output, Words};
 use half::{bf16, f16};
 use lookback_device::{DType, DeviceInfo, Element, Error};
 use lookback_nn::embedding::{Options, Plan, Shape, embedding};
@@ -30,7 +30,7 @@ fn case<T: Element>(tokens: usize, n_ids: usize, vocabulary: usize, width: usize
     let plan = Plan::new(&shape, &Options { dtype: T::DTYPE }, &info).unwrap();
     let (mut out_view, mut fault_view) = (out.view_mut(), fault.view_mut());
     plan.run(&device::stream(), &table_in.view(), &ids_in, &mut out_view, Some(&mut fault_view)).unwrap();
-    finish();
+    device::finish();
     let expected = if n_ids == 0 {
         vec![0.0; tokens * width]
     } else {
@@ -82,7 +82,7 @@ fn embedding__bad_ids_add_nothing_and_set_the_fault() {
         let (mut out_view, mut fault_view) = (out.view_mut(), fault.view_mut());
         let ids_in = upload(&ids);
         plan.unwrap().run(&device::stream(), &table_in.view(), &ids_in, &mut out_view, Some(&mut fault_view)).unwrap();
-        finish();
+        device::finish();
         let expected = lookback_reference::embedding::forward(&table, width, &ids, 2);
         assert_close("embedding with bad ids", &out.read(), &expected, width, Gate::F32);
         assert_eq!(fault.read(), [1], "id {bad}");
@@ -107,6 +107,6 @@ fn embedding__bad_calls_are_refused() {
     let mut out = Output::<f32>::new(Layout::dense(4, 8));
     let error = plan.run(&device::stream(), &table.view(), &upload(&[0; 7]), &mut out.view_mut(), None).unwrap_err();
     assert!(matches!(error, Error::Shape { arg: "ids", .. }), "{error}");
-    finish();
+    device::finish();
     assert!(out.read().iter().all(|v| v.is_nan()), "nothing may be written on an error");
 }

@@ -1,4 +1,4 @@
-use super::support::{Input, Layout, Output, address, finish, reference};
+use super::support::{Input, Layout, Output, address, reference};
 use half::{bf16, f16};
 use lookback_device::{DType, DeviceInfo, Element, Error};
 use lookback_nn::{
@@ -33,7 +33,7 @@ fn case<T: Element>(rows: usize, width: usize, gap: usize, shift: usize, activat
     };
     let plan = Plan::new(&shape, &Options { dtype: T::DTYPE, activation }, &small_device()).unwrap();
     plan.run(&device::stream(), &x_in.view(), &y_in.view(), &mut out.view_mut()).unwrap();
-    finish();
+    device::finish();
     let expected = lookback_reference::gate::forward(&x, &y, reference(activation));
     let what = format!("gate {} [{rows},{width}] gap {gap} shift {shift} {activation:?}", T::DTYPE);
     assert_close(&what, &out.read(), &expected, width.max(1), bound(T::DTYPE));
@@ -102,7 +102,7 @@ fn gate__columns_of_one_matrix_in_place() {
     // SAFETY: as above; nothing is launched, because the output overlaps an input by one element.
     let overlap = unsafe { plan.run_raw(&device::stream(), column(0), column(width), column(width + 1)) };
     assert!(matches!(overlap, Err(Error::Alias { a: "out", b: "y", .. })), "{overlap:?}");
-    finish();
+    device::finish();
     let part =
         |c: usize| -> Vec<f64> { wide.chunks_exact(3 * width).flat_map(|row| row[c..c + width].to_vec()).collect() };
     let expected = lookback_reference::gate::forward(&part(0), &part(width), reference(Activation::Silu));
@@ -132,6 +132,6 @@ fn gate__bad_calls_are_refused() {
     assert!(matches!(error, Error::Shape { arg: "x", .. }), "{error}");
     let error = plan.run(&stream, &halves.view(), &halves.view(), &mut halves_out.view_mut()).unwrap_err();
     assert!(matches!(error, Error::Dtype { arg: "x", .. }), "{error}");
-    finish();
+    device::finish();
     assert!(out.read().iter().all(|v| v.is_nan()), "nothing may be written on an error");
 }

@@ -1,4 +1,4 @@
-use super::support::{Input, Layout, Output, address, address_mut, finish, reference};
+use super::support::{Input, Layout, Output, address, address_mut, reference};
 use half::{bf16, f16};
 use lookback_device::{DType, Element, Error};
 use lookback_nn::{
@@ -67,7 +67,7 @@ fn check<T: Element, O: Element>(case: Case) {
         Options { out: O::DTYPE, activation, policy: Some(Policy { tile: case.tile }), ..Options::new(T::DTYPE) };
     let plan = Plan::new(&shape, &options, &device::info()).unwrap();
     plan.run(&device::stream(), &a_in.view(), &b_in.view(), param, &mut c.view_mut()).unwrap();
-    finish();
+    device::finish();
     let shape = oracle::Shape { m, n, k, transposed: right == Right::Transposed };
     let bias = (case.bias != Bias::None).then_some(&bias[..]);
     let expected = oracle::forward(&shape, &a, &b, bias, reference(activation));
@@ -204,7 +204,7 @@ fn accumulate<T: Element, O: Element>(shape: Shape, tile: Tile, gap: usize) {
     let (a_at, b_at, c_at) = (address(&a_in.view()), address(&b_in.view()), address(&c.view()));
     // SAFETY: all three live until the synchronisation below, and nothing else uses them.
     unsafe { plan.run_raw(&device::stream(), a_at, b_at, 0, None, c_at) }.unwrap();
-    finish();
+    device::finish();
     let with = oracle::Shape { m, n, k, transposed: shape.right == Right::Transposed };
     let product = oracle::forward(&with, &a, &b, None, reference(Activation::None));
     let expected: Vec<f64> = product.iter().zip(&old).map(|(new, old)| new + old).collect();
@@ -314,6 +314,6 @@ fn gemm__bad_calls_are_refused() {
     assert!(matches!(run(a_at + 2, b_at, None, c_at), Error::Align { arg: "a", .. }));
     assert!(matches!(run(a_at, b_at, Some(DType::F32), c_at), Error::Align { arg: "bias", .. }));
     assert!(matches!(run(a_at, b_at, Some(DType::F16), c_at), Error::Dtype { arg: "bias", .. }));
-    finish();
+    device::finish();
     assert!(c.read().iter().all(|v| v.is_nan()), "nothing may be written on an error");
 }

@@ -1,6 +1,6 @@
 //! What a GPU leaves to chance must not show: order of blocks, divergence, when copies land; and the tensor cores' own arithmetic.
 
-use super::support::{Input, Layout, Output, Switch, Words, finish, reference};
+use super::support::{Input, Layout, Output, Words, reference};
 use half::bf16;
 use lookback_device::Element;
 use lookback_nn::{
@@ -11,6 +11,7 @@ use lookback_nn::{
 use lookback_reference::gemm as oracle;
 use lookback_suite::{
     buffer::upload,
+    counters::Switch,
     device,
     measure::{Gate, assert_close, gate},
     random::Random,
@@ -22,7 +23,7 @@ fn product<T: Element>(shape: gemm::Shape, tile: Tile, (a, b): (&[f64], &[f64]))
     let options = gemm::Options { policy: Some(Policy { tile }), ..gemm::Options::new(T::DTYPE) };
     let plan = gemm::Plan::new(&shape, &options, &device::info()).unwrap();
     plan.run(&device::stream(), &a.view(), &b.view(), Param::None, &mut c.view_mut()).unwrap();
-    finish();
+    device::finish();
     c.read()
 }
 
@@ -75,7 +76,7 @@ fn everything() -> Vec<f64> {
         let (x_view, rstd_view) = (x.view(), rstd.view());
         plan.run(&stream, &x_view, &x_view, Param::None, &rstd_view, &mut dx_view, Some(&mut dweight_view), &mut parts)
             .unwrap();
-        finish();
+        device::finish();
         all.extend(dx.read());
         all.extend(dweight.read());
         all.extend(out.read());
@@ -91,7 +92,7 @@ fn everything() -> Vec<f64> {
     let plan = short_conv::Plan::new(&shape, &options, &device::info()).unwrap();
     let weight = Input::<bf16>::dense(&b[..4 * channels]);
     plan.run(&stream, &x.view(), &weight.view(), Default::default(), &mut out.view_mut(), None).unwrap();
-    finish();
+    device::finish();
     all.extend(out.read());
     all
 }

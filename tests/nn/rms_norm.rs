@@ -1,4 +1,4 @@
-use super::support::{Input, Layout, Output, address, finish};
+use super::support::{Input, Layout, Output, address};
 use half::{bf16, f16};
 use lookback_device::{DType, DeviceInfo, Element, Error};
 use lookback_nn::{
@@ -37,7 +37,7 @@ fn case<T: Element>(rows: usize, width: usize, gap: usize, shift: usize, weight:
     let shape = Shape { rows, width, x_stride: (width + gap) as i64, out_stride: (width + 2 * gap) as i64 };
     let plan = Plan::new(&shape, &Options { dtype: T::DTYPE, eps: 1e-5 }, &device::info()).unwrap();
     plan.run(&device::stream(), &x_in.view(), param, &mut out.view_mut(), Some(&mut rstd.view_mut())).unwrap();
-    finish();
+    device::finish();
     let values = (weight != Weight::None).then_some(&values[..]);
     let expected = lookback_reference::rms_norm::forward(&x, width, values, 1e-5);
     let what = format!("rms_norm {} [{rows},{width}] gap {gap} shift {shift} {weight:?}", T::DTYPE);
@@ -117,7 +117,7 @@ fn backward<T: Element>(rows: usize, width: usize, gap: usize, shift: usize, wei
         &mut workspace_view,
     )
     .unwrap();
-    finish();
+    device::finish();
     let expected = lookback_reference::rms_norm::backward(&x, width, values, 1e-5, &dout);
     let what = format!("rms_norm backward {} [{rows},{width}] gap {gap} shift {shift} {weight:?}", T::DTYPE);
     assert_close(&what, &dx.read(), &expected.dx, width.max(1), gate(T::DTYPE));
@@ -168,7 +168,7 @@ fn rms_norm_backward__in_place_without_dweight() {
     // SAFETY: refused before any launch.
     let error = unsafe { plan.run_raw(&device::stream(), x_at, dout_at, (0, None), rstd_at, x_at + 4, 0, 0) };
     assert!(matches!(error, Err(Error::Alias { a: "dx", b: "x", .. })), "{error:?}");
-    finish();
+    device::finish();
     let dx = lookback_suite::buffer::download(&device::stream().clone_dtod(&dout_in.view()).unwrap());
     let dx: Vec<f64> = dx.into_iter().map(f64::from).collect();
     let expected = lookback_reference::rms_norm::backward(&x, width, None, 1e-5, &dout).dx;
@@ -198,7 +198,7 @@ fn rms_norm_backward__a_short_workspace_is_refused() {
         )
         .unwrap_err();
     assert!(matches!(error, Error::Workspace { need: 192, got: 188, .. }), "{error}");
-    finish();
+    device::finish();
     assert!(dx.read().iter().all(|v| v.is_nan()), "nothing may be written on an error");
 }
 
@@ -233,6 +233,6 @@ fn rms_norm__bad_calls_are_refused() {
     let weight = weight.view();
     let error = plan.run(&device::stream(), &x.view(), Param::Same(&weight), &mut out.view_mut(), None).unwrap_err();
     assert!(matches!(error, Error::Shape { arg: "weight", .. }), "{error}");
-    finish();
+    device::finish();
     assert!(out.read().iter().all(|v| v.is_nan()), "nothing may be written on an error");
 }

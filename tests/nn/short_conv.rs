@@ -1,4 +1,4 @@
-use super::support::{Input, Layout, Output, address, address_mut, finish, reference};
+use super::support::{Input, Layout, Output, address, address_mut, reference};
 use half::{bf16, f16};
 use lookback_device::{DType, Element, Error};
 use lookback_nn::{
@@ -70,7 +70,7 @@ fn check<T: Element>(case: Case) {
     let (mut out_view, mut state_out_view) = (out.view_mut(), state_out.view_mut());
     plan.run(&device::stream(), &x_in.view(), &weight_in.view(), inputs, &mut out_view, Some(&mut state_out_view))
         .unwrap();
-    finish();
+    device::finish();
     let conv = Conv {
         batch,
         tokens,
@@ -166,7 +166,7 @@ fn short_conv__token_by_token_in_place_is_bitwise_the_whole() {
         // SAFETY: every tensor lives until the synchronisation below; the offsets stay within them.
         unsafe { step.run_raw(&stream, x_at + offset, weight_at, inputs, out_at + offset, state_at) }.unwrap();
     }
-    finish();
+    device::finish();
     assert_eq!(out.read(), stepped.read());
     let last: Vec<f64> = (0..batch)
         .flat_map(|b| x[(b * tokens + tokens - (taps - 1)) * channels..(b + 1) * tokens * channels].to_vec())
@@ -191,7 +191,7 @@ fn short_conv__time_major_output() {
     let (x_in, weight_in) = (Input::<f32>::dense(&x), Input::<f32>::dense(&weight));
     let mut out = Output::<f32>::new(Layout::dense(tokens, batch * channels));
     plan.run(&device::stream(), &x_in.view(), &weight_in.view(), Inputs::default(), &mut out.view_mut(), None).unwrap();
-    finish();
+    device::finish();
     let conv = Conv {
         batch,
         tokens,
@@ -225,7 +225,7 @@ fn short_conv__nan_stays_in_its_window() {
     let mut out = Output::<f32>::new(Layout::dense(tokens, channels));
     let inputs = Inputs { flags: Some(&flags_in), ..Inputs::default() };
     plan.run(&device::stream(), &x_in.view(), &weight_in.view(), inputs, &mut out.view_mut(), None).unwrap();
-    finish();
+    device::finish();
     let conv = Conv {
         batch: 1,
         tokens,
@@ -264,6 +264,6 @@ fn short_conv__bad_calls_are_refused() {
     // SAFETY: the host refuses the call before any launch.
     let error = unsafe { plan.run_raw(&device::stream(), x_at, weight_at, RawInputs::default(), x_at, 0) }.unwrap_err();
     assert!(matches!(error, Error::Alias { a: "out", b: "x", .. }), "{error}");
-    finish();
+    device::finish();
     assert!(out.read().iter().all(|v| v.is_nan()), "nothing may be written on an error");
 }

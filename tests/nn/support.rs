@@ -146,27 +146,3 @@ pub fn address<T>(slice: &impl DevicePtr<T>) -> CUdeviceptr {
 pub fn address_mut<T>(slice: &mut impl DevicePtrMut<T>) -> CUdeviceptr {
     slice.device_ptr_mut(&device::stream()).0
 }
-
-/// Waits for the launches of this test and fails if one faulted.
-pub fn finish() {
-    let done = device::stream().synchronize();
-    assert!(done.is_ok(), "{}", lookback_device::emulator::last_fault().unwrap_or_default());
-}
-
-/// A switch of the emulator for this thread's launches, until it is dropped. Does nothing on a GPU.
-pub struct Switch(&'static str, &'static str);
-
-impl Switch {
-    pub fn set(key: &'static str, value: &'static str, default: &'static str) -> Self {
-        device::context();
-        let known = lookback_device::emulator::set_option(key, value);
-        assert!(known || !device::info().emulated, "the emulator does not know {key} = {value}");
-        Self(key, default)
-    }
-}
-
-impl Drop for Switch {
-    fn drop(&mut self) {
-        lookback_device::emulator::set_option(self.0, self.1);
-    }
-}

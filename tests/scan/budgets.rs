@@ -11,6 +11,7 @@ fn streams(what: &str, bytes: u64, run: impl FnOnce()) {
     let Some(counted) = Counters::of(run) else { return };
     assert_eq!(counted.number("launches"), 1, "{what}");
     counted.assert_streams(what, bytes);
+    counted.assert_coalesced(what);
 }
 
 fn check<T: Element>(source: Source, channels: usize) {

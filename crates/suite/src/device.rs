@@ -29,6 +29,15 @@ pub fn stream() -> Arc<CudaStream> {
     context().per_thread_stream()
 }
 
+/// Waits for the launches of this thread.
+///
+/// # Panics
+/// When one of them faulted.
+pub fn finish() {
+    let done = stream().synchronize();
+    assert!(done.is_ok(), "{}", lookback_device::emulator::last_fault().unwrap_or_default());
+}
+
 /// Facts about the device.
 pub fn info() -> DeviceInfo {
     info_of(&context())

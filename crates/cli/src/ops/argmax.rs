@@ -1,6 +1,6 @@
 //! `argmax`.
 
-use super::{Case, Inputs, Operation, for_dtype, inputs::required, wave};
+use super::{Case, Inputs, Operation, Values, for_dtype, inputs::required, wave};
 use crate::{
     Result,
     session::Session,
@@ -9,7 +9,6 @@ use crate::{
 use lookback_device::{DType, Element};
 use lookback_nn::argmax::{Options, Plan, Shape};
 use lookback_reference as reference;
-use std::collections::BTreeMap;
 
 /// Index of the largest element of each row.
 pub static ARGMAX: Operation = Operation {
@@ -32,9 +31,9 @@ fn run<T: Element>(session: &Session, inputs: &Inputs) -> Result<Tensors> {
     Ok(Tensors::from([("out".into(), Tensor::indices(&[rows], &session.download::<i32>(&out)?))]))
 }
 
-fn oracle(inputs: &Inputs) -> Result<BTreeMap<String, Vec<f64>>> {
+fn oracle(inputs: &Inputs) -> Result<Values> {
     let indices = reference::argmax::forward(&inputs.tensor("x")?.to_f64(), inputs.extent('W'));
-    Ok(BTreeMap::from([("out".into(), indices.into_iter().map(|i| i as f64).collect())]))
+    Ok(Values::from([("out".into(), indices.into_iter().map(|i| i as f64).collect())]))
 }
 
 fn cases(dtype: DType) -> Vec<Case> {

@@ -1,7 +1,7 @@
 //! `cross_entropy`.
 
 use super::{
-    Case, Inputs, Operation, for_dtype,
+    Case, Inputs, Operation, Values, for_dtype,
     inputs::{AttributeSpec, required},
     wave,
 };
@@ -13,7 +13,6 @@ use crate::{
 use lookback_device::{DType, Element};
 use lookback_nn::cross_entropy::{Options, Outputs, Plan, Shape};
 use lookback_reference as reference;
-use std::collections::BTreeMap;
 
 /// Loss of each row, and its gradient.
 pub static CROSS_ENTROPY: Operation = Operation {
@@ -55,11 +54,11 @@ fn run<T: Element>(session: &Session, inputs: &Inputs) -> Result<Tensors> {
     ]))
 }
 
-fn oracle(inputs: &Inputs) -> Result<BTreeMap<String, Vec<f64>>> {
+fn oracle(inputs: &Inputs) -> Result<Values> {
     let (logits, labels) = (inputs.tensor("logits")?.to_f64(), inputs.tensor("labels")?.as_indices());
     let scale = f64::from(inputs.parse::<f32>("scale")?);
     let r = reference::cross_entropy::forward(&logits, inputs.extent('W'), &labels, scale);
-    Ok(BTreeMap::from([("loss".into(), r.loss), ("lse".into(), r.lse), ("dlogits".into(), r.dlogits)]))
+    Ok(Values::from([("loss".into(), r.loss), ("lse".into(), r.lse), ("dlogits".into(), r.dlogits)]))
 }
 
 fn cases(dtype: DType) -> Vec<Case> {

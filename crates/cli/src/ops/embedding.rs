@@ -1,6 +1,6 @@
 //! `embedding`.
 
-use super::{Case, Inputs, Operation, for_dtype, inputs::required, wave};
+use super::{Case, Inputs, Operation, Values, for_dtype, inputs::required, wave};
 use crate::{
     Result,
     session::Session,
@@ -9,7 +9,6 @@ use crate::{
 use lookback_device::{DType, Element};
 use lookback_nn::embedding::{Options, Plan, Shape};
 use lookback_reference as reference;
-use std::collections::BTreeMap;
 
 /// `out[t] = sum over j of table[ids[t, j]]`.
 pub static EMBEDDING: Operation = Operation {
@@ -41,9 +40,9 @@ fn run<T: Element>(session: &Session, inputs: &Inputs) -> Result<Tensors> {
     Ok(Tensors::from([("out".into(), Tensor::elements(&[tokens, width], &session.download::<T>(&out)?))]))
 }
 
-fn oracle(inputs: &Inputs) -> Result<BTreeMap<String, Vec<f64>>> {
+fn oracle(inputs: &Inputs) -> Result<Values> {
     let (table, ids) = (inputs.tensor("table")?.to_f64(), inputs.tensor("ids")?.as_indices());
-    Ok(BTreeMap::from([(
+    Ok(Values::from([(
         "out".into(),
         reference::embedding::forward(&table, inputs.extent('W'), &ids, inputs.extent('J')),
     )]))

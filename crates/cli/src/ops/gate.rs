@@ -1,7 +1,7 @@
 //! `gate`.
 
 use super::{
-    Case, Inputs, Operation, for_dtype,
+    Case, Inputs, Operation, Values, for_dtype,
     inputs::{AttributeSpec, required},
     wave,
 };
@@ -13,7 +13,6 @@ use crate::{
 use lookback_device::{DType, Element};
 use lookback_nn::{Activation, gate};
 use lookback_reference::{self as reference, activation::Activation as ReferenceActivation};
-use std::collections::BTreeMap;
 
 /// `out = act(x) y`.
 pub static GATE: Operation = Operation {
@@ -67,9 +66,9 @@ fn run<T: Element>(session: &Session, inputs: &Inputs) -> Result<Tensors> {
     Ok(Tensors::from([("out".into(), out)]))
 }
 
-fn oracle(inputs: &Inputs) -> Result<BTreeMap<String, Vec<f64>>> {
+fn oracle(inputs: &Inputs) -> Result<Values> {
     let (x, y) = (inputs.tensor("x")?.to_f64(), inputs.tensor("y")?.to_f64());
-    Ok(BTreeMap::from([("out".into(), reference::gate::forward(&x, &y, reference_activation(inputs)?))]))
+    Ok(Values::from([("out".into(), reference::gate::forward(&x, &y, reference_activation(inputs)?))]))
 }
 
 fn cases(dtype: DType) -> Vec<Case> {

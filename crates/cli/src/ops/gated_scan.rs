@@ -1,7 +1,7 @@
 //! `gated_scan` and `gated_scan_backward`.
 
 use super::{
-    Case, Inputs, Operation, for_dtype,
+    Case, Inputs, Operation, Values, for_dtype,
     inputs::{AttributeSpec, TensorSpec, optional, required},
     wave,
 };
@@ -16,7 +16,6 @@ use lookback_device::{
 };
 use lookback_reference::gated_scan::{self as reference, Scan};
 use lookback_scan::{BackwardInputs, Gates, Options, Shape, Source, check, gated_scan, gated_scan_backward};
-use std::collections::BTreeMap;
 
 const A: TensorSpec =
     optional("a", "T|f32", "[B,T,D]|[D]", "decay of each token, or one a channel; without it 1: a cumulative sum");
@@ -279,10 +278,10 @@ fn decays(inputs: &Inputs) -> Result<Vec<f64>> {
     })
 }
 
-fn oracle(inputs: &Inputs) -> Result<BTreeMap<String, Vec<f64>>> {
+fn oracle(inputs: &Inputs) -> Result<Values> {
     let options = Reference::new(inputs)?;
     let out = reference::forward(&options.scan(), &decays(inputs)?, &inputs.tensor("b")?.to_f64());
-    Ok(BTreeMap::from([("h".into(), out.h), ("h_final".into(), out.last)]))
+    Ok(Values::from([("h".into(), out.h), ("h_final".into(), out.last)]))
 }
 
 /// States for the backward pass: the user's, or those of the forward pass in the element type. Their rounding belongs to the
@@ -295,13 +294,13 @@ pub fn saved(inputs: &Inputs, a: &[f64], b: &[f64]) -> Result<Vec<f64>> {
     Ok(Tensor::floats(inputs.dtype, &[h.len()], &h).to_f64())
 }
 
-fn oracle_backward(inputs: &Inputs) -> Result<BTreeMap<String, Vec<f64>>> {
+fn oracle_backward(inputs: &Inputs) -> Result<Values> {
     let options = Reference::new(inputs)?;
     let (a, b) = (decays(inputs)?, inputs.tensor("b")?.to_f64());
     let h = saved(inputs, &a, &b)?;
     let (dh, d_last) = (inputs.tensor("dh")?.to_f64(), inputs.values("dh_final"));
     let gradients = reference::backward(&options.scan(), &a, &h, &dh, d_last.as_deref());
-    let mut out = BTreeMap::from([("db".into(), gradients.db), ("dh0".into(), gradients.d_initial)]);
+    let mut out = Values::from([("db".into(), gradients.db), ("dh0".into(), gradients.d_initial)]);
     if let Some(given) = inputs.optional("a") {
         let log: bool = inputs.parse("log")?;
         let da = gradients.da.iter().zip(&a).map(|(da, a)| if log { da * a } else { *da }).collect::<Vec<_>>();

@@ -1,7 +1,7 @@
 //! `gemm`.
 
 use super::{
-    Case, Inputs, Operation, for_dtype, gate,
+    Case, Inputs, Operation, Values, for_dtype, gate,
     inputs::{AttributeSpec, optional, required},
     wave,
 };
@@ -16,7 +16,6 @@ use lookback_nn::{
     gemm::{Options, Plan, Shape},
 };
 use lookback_reference as reference;
-use std::collections::BTreeMap;
 
 /// `c = act(a op(b) + bias)`.
 pub static GEMM: Operation = Operation {
@@ -66,13 +65,13 @@ fn run<T: Element>(session: &Session, inputs: &Inputs) -> Result<Tensors> {
     Ok(Tensors::from([("c".into(), Tensor::elements(&[m, n], &session.download::<T>(&c)?))]))
 }
 
-fn oracle(inputs: &Inputs) -> Result<BTreeMap<String, Vec<f64>>> {
+fn oracle(inputs: &Inputs) -> Result<Values> {
     let (m, n, k, transposed) = sizes(inputs)?;
     let (a, b) = (inputs.tensor("a")?.to_f64(), inputs.tensor("b")?.to_f64());
     let shape = reference::gemm::Shape { m, n, k, transposed };
     let activation = gate::reference_activation(inputs)?;
     let c = reference::gemm::forward(&shape, &a, &b, inputs.values("bias").as_deref(), activation);
-    Ok(BTreeMap::from([("c".into(), c)]))
+    Ok(Values::from([("c".into(), c)]))
 }
 
 fn cases(dtype: DType) -> Vec<Case> {

@@ -45,6 +45,9 @@ pub struct AttributeSpec {
     pub about: &'static str,
 }
 
+/// Values of an oracle's outputs, by name.
+pub type Values = BTreeMap<String, Vec<f64>>;
+
 /// An operation of `run` and `check`.
 pub struct Operation {
     /// Name.
@@ -60,7 +63,7 @@ pub struct Operation {
     /// On the device.
     pub run: fn(&Session, &Inputs) -> Result<Tensors>,
     /// In f64, the same outputs by name.
-    pub oracle: fn(&Inputs) -> Result<BTreeMap<String, Vec<f64>>>,
+    pub oracle: fn(&Inputs) -> Result<Values>,
     /// Inputs that `check` tries, for an element type.
     pub cases: fn(DType) -> Vec<Case>,
 }

@@ -12,7 +12,7 @@ mod producer_scan;
 mod rms_norm;
 mod short_conv;
 
-pub use inputs::{AttributeSpec, Case, Inputs, Operation, TensorSpec};
+pub use inputs::{AttributeSpec, Case, Inputs, Operation, TensorSpec, Values};
 
 use crate::{CliError, Result};
 

@@ -1,7 +1,7 @@
 //! Scans whose gates are computed on the way: `gated_ssm_scan`, `rg_lru_scan` and their backwards.
 
 use super::{
-    Case, Inputs, Operation, for_dtype,
+    Case, Inputs, Operation, Values, for_dtype,
     gated_scan::{
         CU_SEQLENS, DETERMINISTIC, DH, DH_FINAL, DH0, FLAGS, H, H_FINAL, H0, Reference, SAVED_H, SPLIT, backward,
         dense_extras, forward, saved,
@@ -13,7 +13,6 @@ use crate::{Result, session::Session, tensor::Tensor, tensor::Tensors};
 use lookback_device::{DType, Element};
 use lookback_reference::gated_scan::{self as reference};
 use lookback_scan::Source;
-use std::collections::BTreeMap;
 
 const F: TensorSpec = required("f", "T", "[B,T,D]", "logit of the decay: a = sigmoid(f)");
 const I: TensorSpec = required("i", "T", "[B,T,D]", "logit of the input gate");
@@ -140,9 +139,9 @@ fn lru_gates(inputs: &Inputs) -> Result<(Vec<f64>, Vec<f64>)> {
     Ok(reference::rg_lru(&options.scan(), (&r, &i, &x), &lambda, inputs.parse("unit_at_reset")?))
 }
 
-fn states(inputs: &Inputs, a: &[f64], b: &[f64]) -> Result<BTreeMap<String, Vec<f64>>> {
+fn states(inputs: &Inputs, a: &[f64], b: &[f64]) -> Result<Values> {
     let out = reference::forward(&Reference::new(inputs)?.scan(), a, b);
-    Ok(BTreeMap::from([("h".into(), out.h), ("h_final".into(), out.last)]))
+    Ok(Values::from([("h".into(), out.h), ("h_final".into(), out.last)]))
 }
 
 /// Adjoints of the gates `a` and `b`, and of the initial states.
@@ -153,23 +152,23 @@ fn gate_gradients(inputs: &Inputs, a: &[f64], b: &[f64]) -> Result<reference::Ba
     Ok(reference::backward(&options.scan(), a, &h, &dh, d_last.as_deref()))
 }
 
-fn ssm_gradients(inputs: &Inputs) -> Result<BTreeMap<String, Vec<f64>>> {
+fn ssm_gradients(inputs: &Inputs) -> Result<Values> {
     let (a, b) = ssm_gates(inputs)?;
     let gates = gate_gradients(inputs, &a, &b)?;
     let [f, i, z] = values(inputs, ["f", "i", "z"])?;
     let normalize = inputs.parse("normalize")?;
     let [df, di, dz] = reference::gated_ssm_backward((&f, &i, &z), normalize, &gates.da, &gates.db);
-    Ok(BTreeMap::from([("df".into(), df), ("di".into(), di), ("dz".into(), dz), ("dh0".into(), gates.d_initial)]))
+    Ok(Values::from([("df".into(), df), ("di".into(), di), ("dz".into(), dz), ("dh0".into(), gates.d_initial)]))
 }
 
-fn lru_gradients(inputs: &Inputs) -> Result<BTreeMap<String, Vec<f64>>> {
+fn lru_gradients(inputs: &Inputs) -> Result<Values> {
     let (a, b) = lru_gates(inputs)?;
     let gates = gate_gradients(inputs, &a, &b)?;
     let [r, i, x, lambda] = values(inputs, LRU_NAMES)?;
     let (options, unit) = (Reference::new(inputs)?, inputs.parse("unit_at_reset")?);
     let ([dr, di, dx], dlambda) =
         reference::rg_lru_backward(&options.scan(), (&r, &i, &x), &lambda, unit, &gates.da, &gates.db);
-    Ok(BTreeMap::from([
+    Ok(Values::from([
         ("dr".into(), dr),
         ("di".into(), di),
         ("dx".into(), dx),

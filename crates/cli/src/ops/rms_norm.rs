@@ -1,7 +1,7 @@
 //! `rms_norm`.
 
 use super::{
-    Case, Inputs, Operation, for_dtype,
+    Case, Inputs, Operation, Values, for_dtype,
     inputs::{AttributeSpec, optional, required},
     wave,
 };
@@ -16,7 +16,6 @@ use lookback_nn::{
     rms_norm::{Options, Plan, Shape},
 };
 use lookback_reference as reference;
-use std::collections::BTreeMap;
 
 /// `out = x / sqrt(mean(x^2) + eps) * weight`, row by row.
 pub static RMS_NORM: Operation = Operation {
@@ -54,12 +53,12 @@ fn run<T: Element>(session: &Session, inputs: &Inputs) -> Result<Tensors> {
     ]))
 }
 
-fn oracle(inputs: &Inputs) -> Result<BTreeMap<String, Vec<f64>>> {
+fn oracle(inputs: &Inputs) -> Result<Values> {
     let (x, weight) = (inputs.tensor("x")?.to_f64(), inputs.values("weight"));
     // The operation takes eps in f32.
     let eps = f64::from(inputs.parse::<f32>("eps")?);
     let normed = reference::rms_norm::forward(&x, inputs.extent('W'), weight.as_deref(), eps);
-    Ok(BTreeMap::from([("out".into(), normed.out), ("rstd".into(), normed.rstd)]))
+    Ok(Values::from([("out".into(), normed.out), ("rstd".into(), normed.rstd)]))
 }
 
 fn cases(dtype: DType) -> Vec<Case> {

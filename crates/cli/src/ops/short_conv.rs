@@ -1,7 +1,7 @@
 //! `short_conv`.
 
 use super::{
-    Case, Inputs, Operation, for_dtype, gate,
+    Case, Inputs, Operation, Values, for_dtype, gate,
     inputs::{optional, required},
     wave,
 };
@@ -13,7 +13,6 @@ use crate::{
 use lookback_device::{DType, Element, cudarc::driver::DevicePtr};
 use lookback_nn::short_conv::{self, Options, Plan, Shape};
 use lookback_reference as reference;
-use std::collections::BTreeMap;
 
 /// Causal convolution of each channel by itself.
 pub static SHORT_CONV: Operation = Operation {
@@ -64,7 +63,7 @@ fn run<T: Element>(session: &Session, inputs: &Inputs) -> Result<Tensors> {
     ]))
 }
 
-fn oracle(inputs: &Inputs) -> Result<BTreeMap<String, Vec<f64>>> {
+fn oracle(inputs: &Inputs) -> Result<Values> {
     let (x, weight) = (inputs.tensor("x")?.to_f64(), inputs.tensor("weight")?.to_f64());
     let (bias, state) = (inputs.values("bias"), inputs.values("state"));
     let flags = inputs.optional("flags").map(|f| f.as_flags().to_vec());
@@ -79,7 +78,7 @@ fn oracle(inputs: &Inputs) -> Result<BTreeMap<String, Vec<f64>>> {
         activation: gate::reference_activation(inputs)?,
     };
     let conv = reference::short_conv::forward(&conv, &x, &weight);
-    Ok(BTreeMap::from([("out".into(), conv.out), ("state_out".into(), conv.state)]))
+    Ok(Values::from([("out".into(), conv.out), ("state_out".into(), conv.state)]))
 }
 
 fn cases(dtype: DType) -> Vec<Case> {
