@@ -24,7 +24,7 @@ impl Random {
 
     /// A number below `bound`.
     pub(crate) fn below(&mut self, bound: u32) -> u32 {
-        (u64::from(self.u32()) * u64::from(bound) >> 32) as u32
+        ((u64::from(self.u32()) * u64::from(bound)) >> 32) as u32
     }
 
     pub(crate) fn lanes(&mut self) -> Lanes {

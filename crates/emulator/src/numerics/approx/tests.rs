@@ -58,7 +58,7 @@ fn model(function: Function, ftz: bool, x: f32) -> f32 {
         Function::Rcp if tiny => step(function, x * 16_777_216.0) * 16_777_216.0,
         Function::Rcp if x.abs() > f32::from_bits(0x7e80_0000) => step(function, x * 0.25) * 0.25,
         Function::Rsqrt if tiny => step(function, x * 16_777_216.0) * 4096.0,
-        Function::Sqrt if tiny => step(function, x * 16_777_216.0) * 0.000_244_140_625,
+        Function::Sqrt if tiny => step(function, x * 16_777_216.0) * 0.000_244_140_63,
         _ => step(function, x),
     }
 }

@@ -167,12 +167,12 @@ fn products_sums_and_dot_products() {
         let (sa, sb) = (i128::from(a as i32), i128::from(b as i32));
         assert_eq!(u128::from(mul_wide_u32(a, b)), u128::from(a) * u128::from(b));
         assert_eq!(i128::from(mul_wide_s32(a, b) as i64), sa * sb);
-        assert_eq!(mul_hi_u32(a, b), (u128::from(a) * u128::from(b) >> 32) as u32);
-        assert_eq!(mul_hi_s32(a, b), (sa * sb >> 32) as u32);
+        assert_eq!(mul_hi_u32(a, b), ((u128::from(a) * u128::from(b)) >> 32) as u32);
+        assert_eq!(mul_hi_s32(a, b), ((sa * sb) >> 32) as u32);
         // The high halves of 64-bit products, by four 32-bit ones.
         let (xl, xh, yl, yh) = (x & 0xffff_ffff, x >> 32, y & 0xffff_ffff, y >> 32);
-        let middle = (xl * yl >> 32) + (xh * yl & 0xffff_ffff) + (xl * yh & 0xffff_ffff);
-        let high = xh * yh + (xh * yl >> 32) + (xl * yh >> 32) + (middle >> 32);
+        let middle = ((xl * yl) >> 32) + ((xh * yl) & 0xffff_ffff) + ((xl * yh) & 0xffff_ffff);
+        let high = xh * yh + ((xh * yl) >> 32) + ((xl * yh) >> 32) + (middle >> 32);
         assert_eq!(mul_hi_u64(x, y), high);
         let fix = |s: u64, other: u64| if (s as i64) < 0 { other } else { 0 };
         assert_eq!(mul_hi_s64(x, y), high.wrapping_sub(fix(x, y)).wrapping_sub(fix(y, x)));
@@ -184,7 +184,7 @@ fn products_sums_and_dot_products() {
         let clamp = |v: i128| v.clamp(i32::MIN.into(), i32::MAX.into()) as u32;
         assert_eq!(add_sat_s32(a, b), clamp(sa + sb));
         assert_eq!(sub_sat_s32(a, b), clamp(sa - sb));
-        assert_eq!(mad_hi_sat_s32(a, b, c), clamp((sa * sb >> 32) + i128::from(c as i32)));
+        assert_eq!(mad_hi_sat_s32(a, b, c), clamp(((sa * sb) >> 32) + i128::from(c as i32)));
         assert_eq!(sad_u32(a, b, c), (i128::from(a) - i128::from(b)).unsigned_abs().wrapping_add(c.into()) as u32);
         assert_eq!(sad_s32(a, b, c), (sa - sb).unsigned_abs().wrapping_add(c.into()) as u32);
         for signs in 0..4 {

@@ -212,8 +212,11 @@ fn formats(form: Form) -> (Format, Format) {
     }
 }
 
+/// A factor as a whole number, if it is finite, and as a float for the rules of NaN and infinity.
+type Factor = (Option<Exact>, f64);
+
 /// One element of a fragment as its exact value; `None` for infinity and NaN. A `tf32` is its upper 19 bits.
-fn factor(form: Form, word: u32, shift: usize) -> (Option<Exact>, f64) {
+fn factor(form: Form, word: u32, shift: usize) -> Factor {
     let bits = if matches!(form, Form::Tf32 { .. }) { word >> 13 } else { word >> shift & 0xffff };
     let exact = Exact::from_bits(formats(form).0, bits.into());
     (exact, special(formats(form).0, bits.into(), exact))
@@ -231,7 +234,7 @@ fn special(format: Format, bits: u64, exact: Option<Exact>) -> f64 {
 }
 
 /// Hopper's sum in whole numbers: units of `2^(largest - 25)`, each term cut off toward zero.
-fn hopper(form: Form, pairs: &[((Option<Exact>, f64), (Option<Exact>, f64))], c: u32) -> u32 {
+fn hopper(form: Form, pairs: &[(Factor, Factor)], c: u32) -> u32 {
     let (factors, accumulator) = formats(form);
     let c_exact = Exact::from_bits(accumulator, c.into());
     let class = special(accumulator, c.into(), c_exact) + pairs.iter().map(|(x, y)| x.1 * y.1).sum::<f64>();
