@@ -18,7 +18,7 @@ use std::{path::PathBuf, process::ExitCode};
 #[derive(Parser)]
 #[command(name = "lookback", version, about)]
 struct Cli {
-    /// Where to run: auto, cuda, cuda:<number> or emulated.
+    /// Where to run: auto, cuda, cuda:N or emulated.
     #[arg(long, global = true, default_value = "auto")]
     device: DevicePick,
     #[command(subcommand)]

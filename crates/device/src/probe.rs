@@ -21,7 +21,7 @@ impl FromStr for DevicePick {
     type Err = String;
 
     fn from_str(text: &str) -> std::result::Result<Self, String> {
-        let wrong = || format!("a device is auto, cuda, cuda:<number> or emulated, not `{text}`");
+        let wrong = || format!("a device is auto, cuda, cuda:N or emulated, not `{text}`");
         match text.split_once(':') {
             None if text == "auto" => Ok(Self::Auto),
             None if text == "cuda" => Ok(Self::Cuda(0)),
