@@ -126,7 +126,7 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::Align`](crate::Error::Align), [`Error::Alias`](crate::Error::Alias), [`Error::Shape`](crate::Error::Shape),
-    /// [`Error::Workspace`](crate::Error::Workspace), and those of [`launch`](lookback_device::launch).
+    /// [`Error::Workspace`](crate::Error::Workspace), and those of [`launch`].
     ///
     /// # Safety
     /// * Every address that is not 0 is readable (inputs) or writable (outputs, workspace) over the plan's shape until the launch
