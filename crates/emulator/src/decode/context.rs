@@ -303,7 +303,8 @@ impl<'a> Decoder<'a> {
                 Ok(Address { slot, wide, offset: narrow })
             }
             AddressBase::Symbol { kind, index } => {
-                if shared != (*kind == SymbolKind::Shared) {
+                let wanted = if shared { SymbolKind::Shared } else { SymbolKind::Global };
+                if *kind != wanted {
                     return Err(self.error("the variable lives in another state space"));
                 }
                 let init = self.symbol(*kind, *index, *offset, if shared { Type::U32 } else { Type::U64 })?;

@@ -61,7 +61,8 @@ pub(super) fn convert(d: &mut Decoder<'_>) -> Decoded<()> {
         return Err(words.error("this combination of modifiers does not exist"));
     }
     let any_bits = is_bits(to) || is_bits(from);
-    if any_bits || to == Type::Pred || from == Type::Pred {
+    let packed = |ty| matches!(ty, Type::F16x2 | Type::Bf16x2 | Type::Pred);
+    if any_bits || packed(to) || packed(from) {
         return Err(words.error("a conversion has typed operands"));
     }
     if let (Some(to), Some(from)) = (float(to), float(from)) {
@@ -130,6 +131,10 @@ fn emit(d: &mut Decoder<'_>, to: Slot, declared: Type, a: Slot, from: Type, f: s
 }
 
 fn between_integers(d: &mut Decoder<'_>, head: &Head, to: Type, from: Type) -> Decoded<()> {
+    let (wide, narrow) = (integer(from), integer(to));
+    if head.saturate && wide.min() >= narrow.min() && wide.max() <= narrow.max() {
+        return Err(d.error(".sat is for types that cannot hold every value of the source"));
+    }
     let (slot, declared, a) = operands(d, to, from)?;
     let plain = !head.saturate && declared.bytes() == to.bytes();
     let pair = R2 { d: slot, a };

@@ -37,9 +37,7 @@ pub(super) fn copy(d: &mut Decoder<'_>) -> Decoded<()> {
             words.next()?;
             words.expect("arrive")?;
             let increment = !words.take("noinc");
-            words.any(&["shared", "shared::cta"]);
-            words.expect("b64")?;
-            words.finish()?;
+            tail(&mut words)?;
             d.arity(1)?;
             let address = shared_address(d, 0)?;
             let op = MbarrierOp::CopyArrive { increment };
@@ -176,7 +174,6 @@ fn ordering(words: &mut Words<'_>, default: Order) -> Decoded<Order> {
     } else if words.take("release") {
         Order::Release
     } else {
-        words.scope()?;
         return Ok(default);
     };
     if order != default && order != Order::Relaxed {
@@ -193,7 +190,9 @@ fn tail(words: &mut Words<'_>) -> Decoded<()> {
     if words.peek() == Some("shared::cluster") {
         return Err(words.error("clusters are not supported"));
     }
-    words.any(&["shared", "shared::cta"]);
+    if words.any(&["shared", "shared::cta"]).is_none() {
+        return Err(words.error("the state space must be written: .shared"));
+    }
     words.expect("b64")?;
     words.finish()
 }

@@ -205,6 +205,9 @@ fn choose(d: &mut Decoder<'_>) -> Decoded<()> {
     words.finish()?;
     let choice = Choice { max, ftz, nan, xorsign_abs };
     if let Some((format, packed)) = half(ty) {
+        if ftz && format == Half::Bf16 {
+            return Err(words.error("this combination of modifiers does not exist"));
+        }
         let f: LaneFn =
             Box::new(move |a: &Lanes, b: &Lanes, _: &Lanes| float16::choose_half_lanes(format, packed, choice, a, b));
         return d.emit_lanes(ty, 2, f);

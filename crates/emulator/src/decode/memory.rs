@@ -53,15 +53,22 @@ fn head(d: &Decoder<'_>, words: &mut Words<'_>, store: bool) -> Decoded<Head> {
 }
 
 /// Cache operators, eviction priorities and prefetch sizes: they change no value. True when a policy operand follows.
-fn hints(words: &mut Words<'_>, operators: &[&str]) -> bool {
-    words.any(operators);
+fn hints(words: &mut Words<'_>, order: Order, space: Space, store: bool) -> Decoded<bool> {
+    let operators: &[&str] = if store { &["wb", "cg", "cs", "wt"] } else { &["ca", "cg", "cs", "lu", "cv"] };
     const L1: [&str; 5] =
         ["L1::evict_normal", "L1::evict_unchanged", "L1::evict_first", "L1::evict_last", "L1::no_allocate"];
-    words.any(&L1);
-    words.any(&["L2::evict_normal", "L2::evict_first", "L2::evict_last"]);
+    let operator = words.any(operators).is_some();
+    let priority = words.any(&L1).is_some();
     let policy = words.take("L2::cache_hint");
-    words.any(&["L2::64B", "L2::128B", "L2::256B"]);
-    policy
+    let prefetch = !store && words.any(&["L2::64B", "L2::128B", "L2::256B"]).is_some();
+    let weak = matches!(order, Order::Weak | Order::ReadOnly);
+    if (operator && !weak) || ((priority || policy || prefetch) && order == Order::Volatile) {
+        return Err(words.error("the cache operator does not go with the memory ordering"));
+    }
+    if (priority || policy || prefetch) && !matches!(space, Space::Global | Space::Generic) {
+        return Err(words.error("eviction priorities and policies are for global memory"));
+    }
+    Ok(policy)
 }
 
 /// Vector length: 1 without a `.v2` or `.v4`.
@@ -90,7 +97,7 @@ pub(super) fn load(d: &mut Decoder<'_>) -> Decoded<()> {
         }
         order = Order::ReadOnly;
     }
-    let policy = hints(&mut words, &["ca", "cg", "cs", "lu", "cv"]);
+    let policy = hints(&mut words, order, space, false)?;
     // `.nc` also stands behind a cache operator in older texts.
     if words.take("nc") {
         order = Order::ReadOnly;
@@ -170,7 +177,7 @@ fn load_param(d: &mut Decoder<'_>, data: [Slot; 4], element: Element) -> Decoded
 pub(super) fn store(d: &mut Decoder<'_>) -> Decoded<()> {
     let mut words = d.words();
     let Head { order, scope, space } = head(d, &mut words, true)?;
-    let policy = hints(&mut words, &["wb", "cg", "cs", "wt"]);
+    let policy = hints(&mut words, order, space, true)?;
     let count = vector(&mut words);
     let ty = words.ty()?;
     words.finish()?;

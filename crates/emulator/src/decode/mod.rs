@@ -1,7 +1,7 @@
 //! From the parser's words to a program that the interpreter can run without looking back.
 //!
 //! Every operand becomes the number of a register slot (immediates, special registers and parameters are slots that a
-//! launch fills before the first instruction), every opcode with its modifiers and types becomes one [`op::Op`]. What
+//! launch fills before the first instruction), every opcode with its modifiers and types becomes one `op::Op`. What
 //! is not known here is an error that names the line: nothing is skipped and nothing is guessed.
 
 mod bits;

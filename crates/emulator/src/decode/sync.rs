@@ -151,7 +151,7 @@ pub(super) fn barrier(d: &mut Decoder<'_>) -> Decoded<()> {
     } else {
         None
     };
-    let aligned = words.take("aligned") || bar;
+    let aligned = bar || words.take("aligned");
     match reduction {
         Some(0) => words.expect("u32")?,
         Some(_) => words.expect("pred")?,
@@ -239,10 +239,12 @@ pub(super) fn grid_dependency(d: &mut Decoder<'_>) -> Decoded<()> {
 /// `pmevent`: a performance event; nobody listens.
 pub(super) fn event(d: &mut Decoder<'_>) -> Decoded<()> {
     let mut words = d.words();
-    words.take("mask");
+    let most = if words.take("mask") { 0xFFFF } else { 15 };
     words.finish()?;
     d.arity(1)?;
-    d.literal(0)?;
+    if !(0..=most).contains(&d.literal(0)?) {
+        return Err(words.error("there are 16 events"));
+    }
     d.emit(Op::Nop);
     Ok(())
 }
