@@ -54,6 +54,7 @@ pub fn run(pick: DevicePick, arguments: &Arguments) -> Result<()> {
     if arguments.counters.is_some() && !session.info.emulated {
         return Err(CliError::Input("--counters: only the emulator counts; add --device emulated".into()));
     }
+    emulator::set_option("counting", "full");
     emulator::reset_counters();
     let outputs = (operation.run)(&session, &inputs)?;
     if let Some(path) = &arguments.counters {
