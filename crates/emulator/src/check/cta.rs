@@ -161,6 +161,7 @@ impl Cta {
         &mut self,
         request: &Request,
         addresses: &[u32; 32],
+        runs: Runs<'_, u32>,
         lints: Lints,
     ) -> Result<(), Box<Violation>> {
         let strong = request.kind == Kind::Atomic || request.order != Order::Weak;
@@ -173,7 +174,7 @@ impl Cta {
             .strong(request.line, strong)
             .lane_order(lints.lane_order)
             .for_all_lanes(request.kind == Kind::LoadMatrix);
-        for run in Runs::new(request.mask, addresses, request.bytes, !request.kind.writes() && warp.is_uniform()) {
+        for run in runs.merge_equal(!request.kind.writes() && warp.is_uniform()) {
             let run = Run { start: run.start.wrapping_sub(self.shared_base.into()), ..run };
             let mut found = if request.kind.reads() { self.shadow.read(&mut access, run) } else { Ok(()) };
             if request.kind.writes() && found.is_ok() {
@@ -194,7 +195,7 @@ impl Cta {
         let Some(warp) = self.warps.get(request.agent.warp as usize) else { return Ok(CopyId(u32::MAX)) };
         let index = request.agent.warp as usize;
         let mut access = Access::new(warp, index, request.bytes, request.line, self.generation);
-        for run in Runs::new(request.mask, addresses, request.bytes, false) {
+        for run in Runs::new(request.mask, addresses, request.bytes) {
             let run = Run { start: run.start.wrapping_sub(self.shared_base.into()), ..run };
             if let Err(found) = self.shadow.claim(&mut access, run) {
                 return Err(self.report(request, found));
@@ -239,7 +240,7 @@ impl Cta {
     }
 
     fn settle_runs(&mut self, copy: &Copy, agent: usize, clock: u32) {
-        for run in Runs::new(copy.lanes, &copy.addresses, copy.bytes, false) {
+        for run in Runs::new(copy.lanes, &copy.addresses, copy.bytes) {
             let run = Run { start: run.start.wrapping_sub(self.shared_base.into()), ..run };
             self.shadow.settle(agent, clock, copy.line, run, copy.bytes);
         }
@@ -261,7 +262,7 @@ impl Cta {
         if self.signals.is_empty() {
             return;
         }
-        for run in Runs::new(request.mask, addresses, request.bytes, false) {
+        for run in Runs::new(request.mask, addresses, request.bytes) {
             for (lane, address) in lanes_of(run, request.bytes) {
                 if let Some(signal) = self.signals.get(&(address as u32)) {
                     let warp = &mut self.warps[request.agent.warp as usize];
@@ -277,7 +278,7 @@ impl Cta {
             return;
         }
         let modify = request.kind == Kind::Atomic;
-        for run in Runs::new(request.mask, addresses, request.bytes, false) {
+        for run in Runs::new(request.mask, addresses, request.bytes) {
             for (lane, address) in lanes_of(run, request.bytes) {
                 let signal = self.signals.entry(address as u32).or_default();
                 signal.write(warp, self.id, 1 << lane, request.order, request.scope, modify);

@@ -90,6 +90,17 @@ impl Mark {
         self.site >> STRENGTH_SHIFT == Strength::NonCoherent as u32
     }
 
+    /// Neither atomic nor volatile, ordered or non-coherent.
+    pub(super) fn is_weak(self) -> bool {
+        self.site >> STRENGTH_SHIFT == Strength::Weak as u32
+    }
+
+    /// The mark as if all lanes had made the access.
+    pub(super) fn all_lanes(self) -> Self {
+        let site = self.site & !(7 << SPREAD_SHIFT | 31 << LANE_SHIFT);
+        Self { site, ..self }
+    }
+
     /// Atomic, volatile or ordered.
     pub(super) fn is_strong(self) -> bool {
         matches!(self.site >> STRENGTH_SHIFT, 1 | 2)

@@ -152,7 +152,9 @@ impl Sanitizer {
     /// (narrower values in the low bits), and is empty for loads and atomics.
     #[inline]
     pub fn shared_access(&mut self, request: &Request, addresses: &[u32; 32], values: &[&[u32; 32]]) -> Checked {
+        let runs = Runs::new(request.mask, addresses, request.bytes);
         if request.kind == Kind::Store
+            && !runs.are_distinct()
             && let Some((a, b)) = store_conflict(request.mask, addresses, request.bytes, values)
         {
             let place = format!("shared address {:#x}", addresses[a as usize]);
@@ -160,7 +162,7 @@ impl Sanitizer {
         }
         let lints = self.lints;
         match self.cta(request.agent.cta) {
-            Some(cta) => cta.access(request, addresses, lints),
+            Some(cta) => cta.access(request, addresses, runs, lints),
             None => Ok(()),
         }
     }
@@ -170,7 +172,9 @@ impl Sanitizer {
     /// For a load call it when the value is read, for a store when it is written.
     #[inline]
     pub fn global_access(&mut self, request: &Request, addresses: &[u64; 32], values: &[&[u32; 32]]) -> Checked {
+        let runs = Runs::new(request.mask, addresses, request.bytes);
         if request.kind == Kind::Store
+            && !runs.are_distinct()
             && let Some((a, b)) = store_conflict(request.mask, addresses, request.bytes, values)
         {
             return Err(lane_conflict(request, self.place(addresses[a as usize]), a, b));
@@ -193,9 +197,14 @@ impl Sanitizer {
         };
         let agent = cta.wrapping_mul(warps).wrapping_add(index).wrapping_add(1);
         let mark = Mark::new(agent, warp.clock, request.line, request.bytes.trailing_zeros(), strength);
-        let access = Access { warp, cta, warps, bytes: request.bytes, mark, lane_order: self.lints.lane_order };
-        for run in Runs::new(request.mask, addresses, request.bytes, !writes && warp.is_uniform()) {
-            if let Err(found) = self.shadow.access(&access, reads, writes, run) {
+        let mut access = Access::new(warp, [cta, warps], request.bytes, mark).lane_order(self.lints.lane_order);
+        let mut runs = runs.merge_equal(!writes && warp.is_uniform());
+        loop {
+            if runs.are_apart() && access.is_plain() {
+                runs.keep(self.shadow.access_lanes(&mut access, writes, runs.mask(), addresses));
+            }
+            let Some(run) = runs.next() else { break };
+            if let Err(found) = self.shadow.access(&mut access, reads, writes, run) {
                 return Err(self.report(request, found));
             }
         }
@@ -320,7 +329,7 @@ impl Sanitizer {
         }
         let signals = std::mem::take(&mut self.signals);
         if let Some(warp) = self.warp(request.agent) {
-            for run in Runs::new(request.mask, addresses, request.bytes, false) {
+            for run in Runs::new(request.mask, addresses, request.bytes) {
                 for (lane, address) in lanes_of(run, request.bytes) {
                     if let Some(signal) = signals.get(&address) {
                         signal.read(warp, request.agent.cta, 1 << lane, request.order, request.scope);
@@ -337,7 +346,7 @@ impl Sanitizer {
             && (request.order.releases() || !signals.is_empty() || !warp.never_fenced())
         {
             let modify = request.kind == Kind::Atomic;
-            for run in Runs::new(request.mask, addresses, request.bytes, false) {
+            for run in Runs::new(request.mask, addresses, request.bytes) {
                 for (lane, address) in lanes_of(run, request.bytes) {
                     let signal = signals.entry(address).or_default();
                     signal.write(warp, request.agent.cta, 1 << lane, request.order, request.scope, modify);

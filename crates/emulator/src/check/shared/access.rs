@@ -77,15 +77,30 @@ impl<'a> Access<'a> {
     /// Comes after the write of a granule; the usual case costs one compare.
     #[inline]
     pub(super) fn is_after_granule(&mut self, mark: Mark, lane: u32) -> bool {
-        if mark.epoch() == self.verified {
-            return true;
-        }
-        if self.is_after_for_all(mark) {
-            self.verified = mark.epoch();
+        if self.is_after_epoch(mark) {
             return true;
         }
         let lanes = granule_lanes(lane, self.spread) | self.others;
         self.warp.is_after(mark.agent(), mark.clock(), mark.lanes(), lanes)
+    }
+
+    /// Comes after all that the mark's agent wrote at its tick, whichever lane asks. What was found is remembered.
+    #[inline]
+    pub(super) fn is_after_epoch(&mut self, mark: Mark) -> bool {
+        if mark.epoch() == self.verified {
+            return true;
+        }
+        let after = self.is_after_for_all(mark);
+        if after {
+            self.verified = mark.epoch();
+        }
+        after
+    }
+
+    /// All lanes know the same.
+    #[inline]
+    pub(super) fn is_uniform(&self) -> bool {
+        self.warp.is_uniform()
     }
 
     /// The agent's accesses up to the mark's are known, whichever lane asks.

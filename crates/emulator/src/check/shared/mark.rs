@@ -63,6 +63,20 @@ impl Mark {
         Self(self.0 | u64::from(lane) << LANE_SHIFT | u64::from(spread) << BYTES_SHIFT)
     }
 
+    /// The mark of the granule that neighbouring lanes access `index` granules after this one's.
+    #[inline]
+    pub(super) fn neighbour(self, index: usize, spread: u32) -> Self {
+        Self(self.0 + ((index as u64 * (GRANULE >> spread)) << LANE_SHIFT))
+    }
+
+    /// The mark that all of these are but for lane and line, if there is one: one agent at one tick, in one state.
+    #[inline]
+    pub(super) fn common(marks: &[Self]) -> Option<Self> {
+        let first = *marks.first()?;
+        let differ = marks.iter().fold(0, |differ, mark| differ | (mark.0 ^ first.0));
+        (differ & (u64::MAX << AGENT_SHIFT | INIT_ALL | CLAIM) == 0).then_some(first)
+    }
+
     /// The mark of word `index` out of that of a granule.
     pub(super) fn part(self, index: usize) -> Self {
         let lane = (self.lane() + ((4 * index as u32) >> self.bytes())) & 31;

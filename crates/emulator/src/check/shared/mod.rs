@@ -9,6 +9,7 @@
 
 mod access;
 mod mark;
+mod rows;
 
 pub(super) use access::{Access, Finding, Found};
 pub(super) use mark::Mark;
@@ -88,6 +89,9 @@ impl SharedShadow {
     /// Record a read of a run of bytes, or say what is wrong with it. Bytes outside are the interpreter's to refuse.
     #[inline]
     pub(super) fn read(&mut self, access: &mut Access<'_>, run: Run) -> Result<(), Found> {
+        if self.read_row(access, run) {
+            return Ok(());
+        }
         for piece in self.pieces(run, access.spread) {
             let mark = self.marks[piece.granule];
             self.read_in[piece.granule] = access.generation;
@@ -105,6 +109,9 @@ impl SharedShadow {
     /// Record a write of a run of bytes, or say what is wrong with it.
     #[inline]
     pub(super) fn write(&mut self, access: &mut Access<'_>, run: Run) -> Result<(), Found> {
+        if self.write_row(access, run) {
+            return Ok(());
+        }
         for piece in self.pieces(run, access.spread) {
             if !self.may_write_granule(access, &piece) {
                 self.check_words(access, &piece)?;

@@ -6,6 +6,8 @@
 //!
 //! Of the reads since the last write only the first and the latest are kept, which is exact for two readers.
 
+mod shortcut;
+
 use super::hash::NumberMap;
 use super::lanes::Run;
 use super::mark::{LINE_BYTES, LINE_WORDS, Mark};
@@ -66,15 +68,29 @@ pub(super) struct Access<'a> {
     pub(super) warp: &'a Warp,
     pub(super) cta: u32,
     /// Warps of a CTA.
-    pub(super) warps: u32,
-    /// Bytes per lane.
-    pub(super) bytes: u32,
+    warps: u32,
+    /// Bytes per lane, as a shift.
+    spread: u32,
     /// Agent, tick, line and strength.
-    pub(super) mark: Mark,
-    pub(super) lane_order: bool,
+    mark: Mark,
+    lane_order: bool,
+    /// Agent and tick of a write that is known to come before, whatever the lanes.
+    verified: (u32, u32),
 }
 
-impl Access<'_> {
+impl<'a> Access<'a> {
+    /// An access of `bytes` per lane by a warp of CTA `cta`, which has `warps` of them.
+    pub(super) fn new(warp: &'a Warp, [cta, warps]: [u32; 2], bytes: u32, mark: Mark) -> Self {
+        let spread = bytes.trailing_zeros();
+        Self { warp, cta, warps, spread, mark, lane_order: false, verified: (mark.agent, 0) }
+    }
+
+    /// Find lanes that rely on convergence.
+    pub(super) fn lane_order(mut self, lane_order: bool) -> Self {
+        self.lane_order = lane_order;
+        self
+    }
+
     /// Whether the access of `before` and that of `lanes` now, to the bytes of `now`, are free to meet.
     fn agrees(&self, before: Mark, now: Mark, lanes: u32) -> bool {
         if before.agent == self.mark.agent || before.is_none() || before.bytes() & now.bytes() == 0 {
@@ -190,18 +206,18 @@ impl GlobalShadow {
 
     /// Check and record an access to a run of bytes. Bytes outside live allocations are the interpreter's to refuse.
     #[inline]
-    pub(super) fn access(&mut self, access: &Access<'_>, reads: bool, writes: bool, run: Run) -> Result<(), Found> {
+    pub(super) fn access(&mut self, access: &mut Access<'_>, reads: bool, writes: bool, run: Run) -> Result<(), Found> {
         let Some(region) = self.region(run.start) else { return Ok(()) };
         let offset = run.start & (MAX_ALLOCATION - 1);
         let end = (offset + run.bytes).min(region.allocation.bytes());
         if reads && let Some(missing) = region.allocation.init().first_missing(offset, run.bytes) {
-            let lane = run.lane + ((missing.max(offset) - offset) / u64::from(access.bytes)) as u32;
+            let lane = run.lane + ((missing.max(offset) - offset) >> access.spread) as u32;
             return Err((Finding::Uninitialised, region.number << OFFSET_BITS | missing, lane));
         }
-        let mut at = offset;
+        let mut at = offset + region.access_lines(access, writes, Run { start: offset, bytes: end - offset, ..run });
         while at < end {
             let next = (at / LINE_BYTES + 1) * LINE_BYTES;
-            let lane = run.lane + ((at - offset) / u64::from(access.bytes)) as u32;
+            let lane = run.lane + ((at - offset) >> access.spread) as u32;
             let piece = Run { start: at, bytes: next.min(end) - at, lane };
             region
                 .access_line(access, reads, writes, piece)
@@ -248,25 +264,46 @@ impl GlobalShadow {
 impl Region {
     /// Check and record an access to a part of one line.
     #[inline]
-    fn access_line(&mut self, access: &Access<'_>, reads: bool, writes: bool, piece: Run) -> Result<(), Found> {
+    fn access_line(&mut self, access: &mut Access<'_>, reads: bool, writes: bool, piece: Run) -> Result<(), Found> {
         let index = (piece.start / LINE_BYTES) as usize;
         let Some(page) = self.pages.get_mut(index / PAGE_LINES) else { return Ok(()) };
-        let line = &mut page.get_or_insert_with(|| Box::new([Line::default(); PAGE_LINES]))[index % PAGE_LINES];
-        if piece.bytes == LINE_BYTES && line.split == 0 && !access.lane_order {
-            let now = access.mark.whole_line(piece.lane);
-            let read = !reads || access.read(&line.whole, now).is_ok();
-            if read && (!writes || access.write(&line.whole, now).is_ok()) {
-                if writes {
-                    access.record_write(&mut line.whole, now);
-                } else {
-                    access.record_read(&mut line.whole, now);
-                }
-                return Ok(());
-            }
+        let line = &mut page.get_or_insert_with(fresh_page)[index % PAGE_LINES];
+        if access.is_plain() && line.split != 0 {
+            return access_words(&mut self.words[line.split as usize - 1], access, reads, writes, piece);
         }
-        let place = line.split(&mut self.words);
-        access_words(&mut self.words[place], access, reads, writes, piece)
+        access_in_full(line, &mut self.words, access, reads, writes, piece)
     }
+}
+
+#[cold]
+fn fresh_page() -> Box<[Line; PAGE_LINES]> {
+    Box::new([Line::default(); PAGE_LINES])
+}
+
+/// Check and record an access to a part of one line, whatever has happened there.
+#[inline(never)]
+fn access_in_full(
+    line: &mut Line,
+    words: &mut Vec<[Word; LINE_WORDS]>,
+    access: &mut Access<'_>,
+    reads: bool,
+    writes: bool,
+    piece: Run,
+) -> Result<(), Found> {
+    if piece.bytes == LINE_BYTES && line.split == 0 && !access.lane_order {
+        let now = access.mark.whole_line(piece.lane);
+        let read = !reads || access.read(&line.whole, now).is_ok();
+        if read && (!writes || access.write(&line.whole, now).is_ok()) {
+            if writes {
+                access.record_write(&mut line.whole, now);
+            } else {
+                access.record_read(&mut line.whole, now);
+            }
+            return Ok(());
+        }
+    }
+    let place = line.split(words);
+    access_words(&mut words[place], access, reads, writes, piece)
 }
 
 impl Line {
@@ -286,9 +323,11 @@ impl Line {
     }
 }
 
+/// Check and record an access to words of a split line.
+#[inline]
 fn access_words(
     words: &mut [Word; LINE_WORDS],
-    access: &Access<'_>,
+    access: &mut Access<'_>,
     reads: bool,
     writes: bool,
     piece: Run,
@@ -298,20 +337,28 @@ fn access_words(
     while at < end {
         let next = ((at | 3) + 1).min(end);
         let bytes = (0xF >> (4 - (next - at))) << (at & 3);
-        let lane = piece.lane + ((at - piece.start) / u64::from(access.bytes)) as u32;
+        let lane = piece.lane + ((at - piece.start) >> access.spread) as u32;
         let now = access.mark.one_lane(lane, bytes);
         let word = &mut words[(at % LINE_BYTES / 4) as usize];
-        let found = |finding| (finding, at, lane);
-        if reads {
-            access.read(word, now).map_err(found)?;
-        }
-        if writes {
-            access.write(word, now).map_err(found)?;
-            access.record_write(word, now);
-        } else {
-            access.record_read(word, now);
+        if !access.is_plain() || !access.shortcut(word, now, writes) {
+            access_word(word, access, reads, writes, now).map_err(|finding| (finding, at, lane))?;
         }
         at = next;
+    }
+    Ok(())
+}
+
+/// Check and record an access to one word, whatever has happened there.
+#[inline(never)]
+fn access_word(word: &mut Word, access: &Access<'_>, reads: bool, writes: bool, now: Mark) -> Result<(), Finding> {
+    if reads {
+        access.read(word, now)?;
+    }
+    if writes {
+        access.write(word, now)?;
+        access.record_write(word, now);
+    } else {
+        access.record_read(word, now);
     }
     Ok(())
 }
