@@ -7,6 +7,7 @@ mod model;
 mod order;
 mod scale;
 mod shared;
+mod shortcuts;
 
 use super::{Agent, Checked, CopyId, Kind, Lints, Order, Request, Sanitizer, Scope, Shape, Violation, ViolationKind};
 use crate::memory::DeviceMemory;

@@ -11,10 +11,10 @@ const THREADS: usize = (CTAS * WARPS * 32) as usize;
 const MASKS: [u32; 5] = [ALL, ALL, 1, 2, 0xFF];
 
 /// Not good, but the same everywhere.
-struct Dice(u64);
+pub(super) struct Dice(pub(super) u64);
 
 impl Dice {
-    fn roll(&mut self, sides: u32) -> u32 {
+    pub(super) fn roll(&mut self, sides: u32) -> u32 {
         self.0 = self.0.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         ((self.0 >> 33) % u64::from(sides)) as u32
     }
