@@ -179,7 +179,7 @@ pub(super) fn mask(d: &mut Decoder<'_>) -> Decoded<()> {
     }
     words.expect("b32")?;
     words.finish()?;
-    d.emit_lanes(Type::B32, 2, if clamp { binary(integer::bmsk_clamp) } else { binary(integer::bmsk_wrap) })
+    d.emit_lanes(Type::U32, 2, if clamp { binary(integer::bmsk_clamp) } else { binary(integer::bmsk_wrap) })
 }
 
 /// `brev`, `popc`, `clz`

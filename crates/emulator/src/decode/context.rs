@@ -153,8 +153,11 @@ impl<'a> Decoder<'a> {
             Operand::Float64(bits) if ty == Type::F32 => {
                 self.constant(Init::Word((f64::from_bits(*bits) as f32).to_bits()))
             }
-            Operand::Special(special) => self.special(*special, ty),
-            Operand::Symbol { kind, index, offset } => {
+            Operand::Special(special) if matches!(self.ins.opcode.as_str(), "mov" | "cvt") => {
+                self.special(*special, ty)
+            }
+            Operand::Special(_) => Err(self.error("a special register can only be read by mov and cvt")),
+            Operand::Symbol { kind, index, offset } if matches!(self.ins.opcode.as_str(), "mov" | "cvta") => {
                 let init = self.symbol(*kind, *index, *offset, ty)?;
                 self.constant(init)
             }
@@ -172,7 +175,7 @@ impl<'a> Decoder<'a> {
     pub fn dest_operand(&mut self, operand: &'a Operand, ty: Type) -> Decoded<Slot> {
         match operand {
             Operand::Register(register) => self.register(*register, ty),
-            Operand::Sink => Ok(NO_SLOT),
+            Operand::Sink if matches!(self.ins.opcode.as_str(), "atom" | "elect" | "mbarrier") => Ok(NO_SLOT),
             _ => Err(self.error("the destination must be a register")),
         }
     }
@@ -181,7 +184,6 @@ impl<'a> Decoder<'a> {
     pub fn dest_relaxed(&mut self, operand: &'a Operand, ty: Type) -> Decoded<(Slot, Type)> {
         match operand {
             Operand::Register(register) => Ok((self.register_relaxed(*register, ty)?, self.register_type(*register)?)),
-            Operand::Sink => Ok((NO_SLOT, ty)),
             _ => Err(self.error("the destination must be a register")),
         }
     }
@@ -250,7 +252,7 @@ impl<'a> Decoder<'a> {
     pub fn pred_dest(&mut self, operand: &'a Operand) -> Decoded<Pred> {
         match operand {
             Operand::Register(register) => self.pred_home(*register),
-            Operand::Sink => Ok(NO_PRED),
+            Operand::Sink if matches!(self.ins.opcode.as_str(), "setp" | "shfl" | "match" | "elect") => Ok(NO_PRED),
             _ => Err(self.error("a predicate must stand here")),
         }
     }
@@ -310,10 +312,7 @@ impl<'a> Decoder<'a> {
                 let init = self.symbol(*kind, *index, *offset, if shared { Type::U32 } else { Type::U64 })?;
                 Ok(Address { slot: self.constant(init)?, wide: !shared, offset: 0 })
             }
-            AddressBase::Absolute => {
-                let init = if shared { Init::Word(*offset as u32) } else { Init::Double(*offset as u64) };
-                Ok(Address { slot: self.constant(init)?, wide: !shared, offset: 0 })
-            }
+            AddressBase::Absolute => Err(self.error("an address needs a register or a variable")),
         }
     }
 

@@ -73,6 +73,9 @@ fn copy_bytes(d: &mut Decoder<'_>, mut words: Words<'_>) -> Decoded<()> {
             Operand::Register(register) if d.register_type(*register)? == Type::Pred => {
                 ignore = Some(d.pred_source(3, true)?);
             }
+            Operand::Immediate(count) if !(0..=i128::from(bytes)).contains(count) => {
+                return Err(d.error("the source size is at most the size of the copy"));
+            }
             _ => source_bytes = Some(d.source(3, Type::U32)?),
         }
     }
@@ -130,6 +133,9 @@ pub(super) fn mbarrier(d: &mut Decoder<'_>) -> Decoded<()> {
             words.expect("b64")?;
             words.finish()?;
             d.arity(2)?;
+            if !matches!(d.operand(0)?, Operand::Register(_)) {
+                return Err(words.error("the destination must be a register"));
+            }
             let (to, state) = (d.dest(0, Type::U32)?, d.source(1, Type::B64)?);
             let address = super::op::Address { slot: d.constant(Init::Word(0))?, wide: false, offset: 0 };
             let op = MbarrierOp::PendingCount { d: to, state };

@@ -282,5 +282,5 @@ pub(super) fn dot(d: &mut Decoder<'_>) -> Decoded<()> {
         None => ternary(move |x, y, z| integer::dp4a(x, y, z, a, b)),
         Some(high) => ternary(move |x, y, z| integer::dp2a(x, y, z, a, b, high)),
     };
-    d.emit_lanes(Type::B32, 3, f)
+    d.emit_lanes(Type::U32, 3, f)
 }

@@ -116,10 +116,13 @@ pub(super) fn load(d: &mut Decoder<'_>) -> Decoded<()> {
     let mut data = [NO_SLOT; 4];
     let mut wide = None;
     for (slot, operand) in data.iter_mut().zip(&elements) {
+        if count > 1 && matches!(operand, Operand::Sink) {
+            continue;
+        }
         let (home, declared) = d.dest_relaxed(operand, ty)?;
         *slot = home;
         let this = declared.bytes() == 8;
-        if !matches!(operand, Operand::Sink) && wide.replace(this).is_some_and(|other| other != this) {
+        if wide.replace(this).is_some_and(|other| other != this) {
             return Err(d.error("the destinations have different sizes"));
         }
     }
@@ -268,6 +271,16 @@ pub(super) fn cvta(d: &mut Decoder<'_>) -> Decoded<()> {
     words.expect("u64")?;
     words.finish()?;
     d.arity(2)?;
+    if let Operand::Symbol { kind, .. } = d.operand(1)? {
+        let home = match kind {
+            SymbolKind::Shared => "shared",
+            SymbolKind::Global => "global",
+            SymbolKind::Param => "param",
+        };
+        if to_space || !space.starts_with(home) {
+            return Err(d.error("the variable lives in another state space"));
+        }
+    }
     let to = d.dest(0, Type::U64)?;
     let a = d.source(1, Type::U64)?;
     if window == 0 {

@@ -3,7 +3,7 @@
 use super::cold::{Clock, Cold};
 use super::context::{Decoded, Decoder};
 use super::emit::Pipe;
-use super::op::{Op, Pred, PredOp, R3, Slot};
+use super::op::{NO_SLOT, Op, Pred, PredOp, R3, Slot};
 use crate::ptx::ast::{Operand, SpecialRegister, Type};
 
 /// `mov`: registers, addresses, clocks, and vectors that pack or unpack.
@@ -47,7 +47,7 @@ pub(super) fn unpack<'a>(d: &mut Decoder<'a>, ty: Type, parts: &'a [Operand]) ->
     let a = d.source(1, ty)?;
     let mut slots = Vec::with_capacity(parts.len());
     for operand in parts {
-        slots.push(d.dest_operand(operand, element)?);
+        slots.push(if matches!(operand, Operand::Sink) { NO_SLOT } else { d.dest_operand(operand, element)? });
     }
     if let (Type::B64, &[low, low_high, high, high_high]) = (ty, &slots[..]) {
         let (x, y) = (d.temporary(false)?, d.temporary(false)?);

@@ -32,9 +32,9 @@ pub(super) fn shuffle(d: &mut Decoder<'_>) -> Decoded<()> {
         d: to,
         inside,
         a: d.source(1, Type::B32)?,
-        b: d.source(2, Type::B32)?,
-        c: d.source(3, Type::B32)?,
-        members: d.source(4, Type::B32)?,
+        b: d.source(2, Type::U32)?,
+        c: d.source(3, Type::U32)?,
+        members: d.source(4, Type::U32)?,
     };
     d.emit_cold(Cold::Shuffle(shuffle))
 }
@@ -55,7 +55,7 @@ pub(super) fn vote(d: &mut Decoder<'_>) -> Decoded<()> {
         _ => Vote::Ballot(d.dest_operand(to, Type::B32)?),
     };
     let source = d.pred_source(1, true)?;
-    let members = d.source(2, Type::B32)?;
+    let members = d.source(2, Type::U32)?;
     d.emit_cold(Cold::Vote { vote, source, members })
 }
 
@@ -77,7 +77,7 @@ pub(super) fn matching(d: &mut Decoder<'_>) -> Decoded<()> {
     let to = d.dest_operand(first, Type::B32)?;
     let all = second.map(|operand| d.pred_dest(operand)).transpose()?;
     let a = d.source(1, ty)?;
-    let members = d.source(2, Type::B32)?;
+    let members = d.source(2, Type::U32)?;
     d.emit_cold(Cold::Match { d: to, all, uniform: mode == 1, a, wide: ty == Type::B64, members })
 }
 
@@ -100,7 +100,7 @@ pub(super) fn redux(d: &mut Decoder<'_>) -> Decoded<()> {
         _ => return Err(words.error("this reduction does not exist for the type")),
     };
     d.arity(3)?;
-    let (to, a, members) = (d.dest(0, ty)?, d.source(1, ty)?, d.source(2, Type::B32)?);
+    let (to, a, members) = (d.dest(0, ty)?, d.source(1, ty)?, d.source(2, Type::U32)?);
     d.emit_cold(Cold::Redux { reduction, d: to, a, members })
 }
 
@@ -126,7 +126,7 @@ pub(super) fn elect(d: &mut Decoder<'_>) -> Decoded<()> {
     let (first, second) = d.pair(0)?;
     let to = d.dest_operand(first, Type::B32)?;
     let leader = second.map_or(Ok(NO_PRED), |operand| d.pred_dest(operand))?;
-    let members = d.source(1, Type::B32)?;
+    let members = d.source(1, Type::U32)?;
     d.emit_cold(Cold::Elect { d: to, leader, members })
 }
 
@@ -138,7 +138,7 @@ pub(super) fn barrier(d: &mut Decoder<'_>) -> Decoded<()> {
         words.expect("sync")?;
         words.finish()?;
         d.arity(1)?;
-        let members = d.source(0, Type::B32)?;
+        let members = d.source(0, Type::U32)?;
         return d.emit_cold(Cold::WarpSync(members));
     }
     if words.peek() == Some("cluster") {
@@ -173,7 +173,14 @@ pub(super) fn barrier(d: &mut Decoder<'_>) -> Decoded<()> {
         2 => count == 4,
         _ => count == 2,
     };
-    let threads = if has_threads { Some(d.source(first + 1, Type::U32)?) } else { None };
+    let threads = if has_threads {
+        if matches!(d.operand(first + 1)?, Operand::Immediate(threads) if threads % 32 != 0 || *threads <= 0) {
+            return Err(words.error("a barrier counts threads in multiples of 32"));
+        }
+        Some(d.source(first + 1, Type::U32)?)
+    } else {
+        None
+    };
     let kind = match (mode, reduction) {
         (0, _) => BarrierKind::Sync,
         (1, _) => BarrierKind::Arrive,

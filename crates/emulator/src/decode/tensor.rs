@@ -104,9 +104,9 @@ fn registers<const N: usize>(
     let mut slots = [NO_SLOT; N];
     for (slot, operand) in slots.iter_mut().zip(elements) {
         *slot = match operand {
-            Operand::Sink => return Err(d.error("every register of a fragment must be named")),
-            operand if write => d.dest_operand(operand, ty)?,
-            operand => d.source_operand(operand, ty)?,
+            Operand::Register(_) if write => d.dest_operand(operand, ty)?,
+            Operand::Register(_) => d.source_operand(operand, ty)?,
+            _ => return Err(d.error("a fragment is made of registers")),
         };
     }
     Ok(slots)
