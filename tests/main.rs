@@ -5,5 +5,6 @@ mod build;
 mod contract;
 mod device;
 mod nn;
+mod properties;
 mod registry;
 mod scan;

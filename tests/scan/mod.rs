@@ -1,7 +1,7 @@
 //! The gated scan and its look-back.
 
 mod budgets;
-mod case;
+pub mod case;
 mod determinism;
 mod edges;
 mod golden;

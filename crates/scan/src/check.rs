@@ -71,8 +71,9 @@ impl Tensor {
     }
 
     fn last(&self) -> i128 {
-        let along = |n: usize, stride: i64| (n.max(1) as i128 - 1) * i128::from(stride);
-        along(self.batch, self.stride.batch) + along(self.tokens, self.stride.token) + self.channels as i128 - 1
+        let along = |n: usize, stride: i64| (n.max(1) as i128 - 1).saturating_mul(i128::from(stride));
+        let row = along(self.batch, self.stride.batch).saturating_add(along(self.tokens, self.stride.token));
+        row.saturating_add(self.channels as i128 - 1)
     }
 
     /// Whether every step that is taken is a multiple of `vec` elements.
@@ -88,7 +89,7 @@ impl Tensor {
         if backwards(self.batch, self.stride.batch) || backwards(self.tokens, self.stride.token) {
             return Err(Error::Layout { op, arg, need: "strides of at least 0", stride: stride() });
         }
-        if (self.last() + 1) * i128::from(self.size) > MAX_SPAN {
+        if self.last() >= MAX_SPAN / i128::from(self.size) {
             let need = "strides whose farthest element is below 2^62 bytes";
             return Err(Error::Layout { op, arg, need, stride: stride() });
         }

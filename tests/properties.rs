@@ -1,0 +1,162 @@
+//! Properties over random shapes: a plan answers any size, stride or option with itself or a typed error, and a scan of any
+//! small shape agrees with the oracle. A failure is shrunk to the smallest one.
+
+use crate::scan::case::{Case, SOURCES};
+use lookback_device::{Class, DType, DeviceInfo, Error};
+use lookback_nn::{Activation, argmax, cross_entropy, embedding, gate, gemm, rms_norm, short_conv};
+use lookback_scan as scan;
+use proptest::{
+    prelude::{Just, ProptestConfig, Strategy, any, prop_oneof},
+    prop_assert, proptest,
+    sample::select,
+    test_runner::RngSeed,
+};
+
+fn device() -> DeviceInfo {
+    DeviceInfo {
+        name: "none".into(),
+        compute_capability: (9, 0),
+        sm_count: 132,
+        shared_per_block_optin: 232_448,
+        driver_version: 12_000,
+        emulated: false,
+    }
+}
+
+/// Mostly small, sometimes at a power of two, sometimes absurd.
+fn extent() -> impl Strategy<Value = usize> {
+    prop_oneof![
+        6 => 0..70_usize,
+        2 => (0..64_u32, 0..3_usize).prop_map(|(bit, off)| (1_usize << bit).wrapping_add(off).wrapping_sub(1)),
+        1 => Just(usize::MAX),
+        1 => any::<usize>(),
+    ]
+}
+
+fn stride() -> impl Strategy<Value = i64> {
+    prop_oneof![6 => -3..300_i64, 1 => Just(i64::MAX), 1 => Just(i64::MIN), 2 => any::<i64>()]
+}
+
+fn dtype() -> impl Strategy<Value = DType> {
+    select(DType::ALL.to_vec())
+}
+
+/// The plan's figures, or an error that blames the caller.
+fn plan_or_blame<P>(plan: Result<P, Error>, figures: impl Fn(&P) -> [u64; 3]) -> Result<(), String> {
+    match plan {
+        Ok(plan) => {
+            // What is asked here is that counting does not overflow.
+            let _ = figures(&plan);
+            Ok(())
+        }
+        Err(error) if error.class() == Class::Caller && error.outputs_untouched() => Ok(()),
+        Err(error) => Err(format!("{error:?}")),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4000, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
+
+    #[test]
+    fn scan_plans_answer_any_shape(
+        (batch, seq_len, channels, split) in (extent(), extent(), extent(), extent()),
+        packed in prop_oneof![Just(None), extent().prop_map(Some)],
+        steps in proptest::array::uniform4(stride()),
+        (source, dtype, deterministic) in (select(SOURCES.to_vec()), dtype(), any::<bool>()),
+    ) {
+        let [a, b, c, d] = steps;
+        let (one, two) = (scan::Stride { batch: a, token: b }, scan::Stride { batch: c, token: d });
+        let dense = scan::Shape::dense(batch, seq_len, channels);
+        let strides = scan::Strides { h: two, db: two, ..scan::Strides::all(one) };
+        for shape in [scan::Shape { packed, ..dense }, scan::Shape { packed, strides, ..dense }] {
+            let options = scan::Options { dtype, source, split, deterministic };
+            let forward = scan::Plan::new(&shape, &options, &device());
+            let blamed = plan_or_blame(forward, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]);
+            prop_assert!(blamed.is_ok(), "{blamed:?}");
+            let backward = scan::BackwardPlan::new(&shape, &options, &device());
+            let blamed = plan_or_blame(backward, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]);
+            prop_assert!(blamed.is_ok(), "{blamed:?}");
+        }
+    }
+
+    #[test]
+    fn gemm_plans_answer_any_shape(
+        (m, n, k) in (extent(), extent(), extent()),
+        (lda, ldb, ldc) in (stride(), stride(), stride()),
+        (dtype, out, plain) in (dtype(), dtype(), any::<bool>()),
+    ) {
+        let dense = if plain { gemm::Shape::plain(m, n, k) } else { gemm::Shape::linear(m, n, k) };
+        for shape in [dense, gemm::Shape { lda, ldb, ldc, ..dense }] {
+            let plan = gemm::Plan::new(&shape, &gemm::Options { out, ..gemm::Options::new(dtype) }, &device());
+            let blamed = plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]);
+            prop_assert!(blamed.is_ok(), "{blamed:?}");
+        }
+    }
+
+    #[test]
+    fn memory_bound_plans_answer_any_shape(
+        (rows, width, third, fourth) in (extent(), extent(), extent(), extent()),
+        (one, two, three, four) in (stride(), stride(), stride(), stride()),
+        (dtype, eps) in (dtype(), any::<f32>()),
+    ) {
+        let device = device();
+        let shape = rms_norm::Shape { rows, width, x_stride: one, out_stride: two };
+        let plan = rms_norm::Plan::new(&shape, &rms_norm::Options { dtype, eps }, &device);
+        let mut blamed = vec![plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()])];
+        let (x_stride, y_stride, out_stride) = (one, two, three);
+        let plan = gate::Plan::new(
+            &gate::Shape { rows, width, x_stride, y_stride, out_stride },
+            &gate::Options { dtype, activation: Activation::Gelu },
+            &device,
+        );
+        blamed.push(plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]));
+        let plan = argmax::Plan::new(&argmax::Shape { rows, width, x_stride }, &argmax::Options { dtype }, &device);
+        blamed.push(plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]));
+        let plan = cross_entropy::Plan::new(
+            &cross_entropy::Shape { rows, classes: width, x_stride, dx_stride: two },
+            &cross_entropy::Options { dtype, scale: eps },
+            &device,
+        );
+        blamed.push(plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]));
+        let plan = embedding::Plan::new(
+            &embedding::Shape {
+                tokens: rows, ids_per_token: third, vocabulary: fourth, width, table_stride: one, out_stride: two,
+            },
+            &embedding::Options { dtype },
+            &device,
+        );
+        blamed.push(plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]));
+        let plan = short_conv::Plan::new(
+            &short_conv::Shape {
+                batch: rows, tokens: third, channels: width, taps: fourth,
+                x_stride_batch: one, x_stride_token: two, out_stride_batch: three, out_stride_token: four,
+            },
+            &short_conv::Options { dtype, activation: Activation::Silu },
+            &device,
+        );
+        blamed.push(plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]));
+        prop_assert!(blamed.iter().all(Result::is_ok), "{blamed:?}");
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
+
+    #[test]
+    fn scans_of_any_small_shape_agree_with_the_oracle(
+        (batch, seq_len, channels) in (1..4_usize, 0..200_usize, 1..70_usize),
+        (split, shift, flags_every) in (0..=70_usize, 0..4_usize, 0..30_usize),
+        starts in prop_oneof![Just(None), proptest::collection::vec(0..200_usize, 0..6).prop_map(Some)],
+        (source, dtype) in (select(SOURCES.to_vec()), dtype()),
+        (states, deterministic, seed) in (any::<bool>(), any::<bool>(), any::<u64>()),
+    ) {
+        let batch = if starts.is_some() { 1 } else { batch };
+        let starts = starts.map(|inner| {
+            let mut starts: Vec<i32> = inner.iter().map(|s| (*s).min(seq_len) as i32).chain([0, seq_len as i32]).collect();
+            starts.sort_unstable();
+            starts
+        });
+        let case = Case::new(source, dtype, batch, seq_len, channels);
+        Case { split: split.min(channels), shift, flags_every, starts, states, deterministic, seed, ..case }.check();
+    }
+}
