@@ -114,7 +114,7 @@ impl Region {
     /// Check and record the lines that a run begins with, as far as they are whole. Gives the bytes that are done.
     #[inline]
     pub(super) fn access_lines(&mut self, access: &mut Access<'_>, writes: bool, run: Run) -> u64 {
-        if run.start % LINE_BYTES != 0 || !access.is_plain() {
+        if !run.start.is_multiple_of(LINE_BYTES) || !access.is_plain() {
             return 0;
         }
         let first = (run.start / LINE_BYTES) as usize;
