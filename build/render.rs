@@ -118,14 +118,17 @@ fn full_context(mut context: BTreeMap<String, Value>, contract: &Contract) -> BT
     context
 }
 
-/// Directives leave blank lines behind; one between paragraphs is enough.
+/// Every program that links the registry carries every text, so instructions go without the template's layout: no
+/// indentation, single blanks, no empty lines. The contract stays as it is written.
 fn tidy(text: &str) -> String {
     let mut tidy = String::with_capacity(text.len());
-    for line in text.lines().map(str::trim_end) {
-        if !(line.is_empty() && tidy.ends_with("\n\n")) {
+    for line in text.lines().map(str::trim).filter(|line| !line.is_empty()) {
+        if line.starts_with("//!") {
             tidy.push_str(line);
-            tidy.push('\n');
+        } else {
+            tidy.push_str(&line.split_ascii_whitespace().collect::<Vec<_>>().join(" "));
         }
+        tidy.push('\n');
     }
     tidy
 }

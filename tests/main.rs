@@ -4,6 +4,7 @@
 mod build;
 mod contract;
 mod device;
+mod model;
 mod nn;
 mod properties;
 mod registry;

@@ -8,9 +8,8 @@ fn info_names_the_device_and_every_kernel() {
     assert!(done.status.success(), "{}", stderr(&done));
     let text = stdout(&done);
     assert!(text.starts_with("device: "), "{text}");
-    for kernel in lookback_kernels::KERNELS {
-        assert!(text.contains(kernel.entry), "{} is not listed", kernel.entry);
-    }
+    let rows = text.lines().filter(|line| line.contains("_sm80") && line.contains("loads")).count();
+    assert!(rows > 100 && text.ends_with(&format!("{rows} kernels\n")), "{rows} rows in\n{text}");
 }
 
 #[test]

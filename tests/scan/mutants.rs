@@ -227,9 +227,9 @@ fn lookback_every_seeded_mistake_is_caught() {
             ("st.release.gpu.global.u32", "st.global.u32", 0, Seen::Race),
             ("st.release.gpu.global.u32", "st.relaxed.gpu.global.u32", 1, Seen::Race),
             ("ld.acquire.gpu.global.u32", "ld.relaxed.gpu.global.u32", 0, Seen::Race),
-            ("bar.warp.sync   0xffffffff;", "", 0, Seen::Race),
+            ("bar.warp.sync 0xffffffff;", "", 0, Seen::Race),
             // The nearer tiles are not waited for.
-            ("or.pred         %is_waiting, %is_waiting, %is_missing;", "", 0, Seen::Something),
+            ("or.pred %is_waiting, %is_waiting, %is_missing;", "", 0, Seen::Something),
             // Every lane watches its own distance: one too near is the tile itself.
             ("[%watched+-4]", "[%watched]", 0, Seen::Something),
             // Blocks that start out of order wait for blocks that never start.
@@ -243,7 +243,7 @@ fn lookback_every_seeded_mistake_is_caught() {
             ("@%is_last st.global.u32", "@!%is_last ld.global.u32 %next, [%p_header+128]; //", 0, Seen::Something),
             // PREFIX on top of AGGREGATE.
             ("[%slot+256]", "[%slot+128]", 1, Seen::Something),
-            ("add.u64         %tile, %tile, 2048;", "", 0, Seen::WrongResult),
+            ("add.u64 %tile, %tile, 2048;", "", 0, Seen::WrongResult),
         ],
     );
 }
@@ -257,25 +257,20 @@ fn gated_scan_every_seeded_mistake_is_caught() {
         forward,
         &[
             // bar.sync 0: ticket, maps of the warps, carry of the tile.
-            ("bar.sync        0;", "", 0, Seen::Race),
-            ("bar.sync        0;", "", 1, Seen::Race),
-            ("bar.sync        0;", "", 2, Seen::Race),
+            ("bar.sync 0;", "", 0, Seen::Race),
+            ("bar.sync 0;", "", 1, Seen::Race),
+            ("bar.sync 0;", "", 2, Seen::Race),
             ("@%is_row st.global.v2.f32", "st.global.v2.f32", 15, Seen::Something),
             ("@%is_row ld.global.v2.f32", "ld.global.v2.f32", 15, outside),
             ("@%is_channel st.global.v2.f32", "st.global.v2.f32", 3, Seen::Something),
-            ("setp.lt.u32     %is_channel", "setp.le.u32     %is_channel", 0, Seen::Something),
-            ("setp.ge.u32     %is_reverse", "setp.gt.u32     %is_reverse", 0, Seen::WrongResult),
+            ("setp.lt.u32 %is_channel", "setp.le.u32 %is_channel", 0, Seen::Something),
+            ("setp.ge.u32 %is_reverse", "setp.gt.u32 %is_reverse", 0, Seen::WrongResult),
+            ("selp.u32 %bit, 2, 1, %is_reverse;", "selp.u32 %bit, 1, 2, %is_reverse;", 0, Seen::WrongResult),
+            ("setp.le.s32 %is_low, %t2, %token;", "setp.lt.s32 %is_low, %t2, %token;", 0, Seen::WrongResult),
+            ("selp.f32 %total_l0, %m0, %total_l0, %is_warp_cut;", "", 2, Seen::WrongResult),
             (
-                "selp.u32        %bit, 2, 1, %is_reverse;",
-                "selp.u32        %bit, 1, 2, %is_reverse;",
-                0,
-                Seen::WrongResult,
-            ),
-            ("setp.le.s32     %is_low, %t2, %token;", "setp.lt.s32     %is_low, %t2, %token;", 0, Seen::WrongResult),
-            ("selp.f32        %total_l0, %m0, %total_l0, %is_warp_cut;", "", 2, Seen::WrongResult),
-            (
-                "setp.ge.s32     %is_empty, %from_token, %to_token;",
-                "setp.gt.s32     %is_empty, %from_token, %to_token;",
+                "setp.ge.s32 %is_empty, %from_token, %to_token;",
+                "setp.gt.s32 %is_empty, %from_token, %to_token;",
                 0,
                 Seen::WrongResult,
             ),

@@ -56,12 +56,16 @@ pub fn run(dir: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Name and path of every test or bench executable in cargo's messages.
+/// Name and path of every integration test or bench in cargo's messages. Unit tests stay at home: they need no device.
 fn executables(messages: &str) -> Vec<(String, PathBuf)> {
     let parsed = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     parsed
         .filter_map(|message| {
             let path = PathBuf::from(message.get("executable")?.as_str()?);
+            let kind = message.pointer("/target/kind/0")?.as_str()?;
+            if kind != "test" && kind != "bench" {
+                return None;
+            }
             let package =
                 message.get("package_id")?.as_str()?.rsplit(['/', '#']).find(|p| !p.contains('@'))?.to_string();
             let name = message.get("target")?.get("name")?.as_str()?.to_string();
@@ -74,7 +78,7 @@ fn copy(from: &Path, to: &Path) -> Result<(), String> {
     fs::copy(from, to).map_err(|e| format!("{}: {e}", from.display()))?;
     command::capture(
         "strip",
-        Command::new("strip").arg("--strip-debug").arg(fs::canonicalize(to).map_err(|e| e.to_string())?),
+        Command::new("strip").arg("--strip-unneeded").arg(fs::canonicalize(to).map_err(|e| e.to_string())?),
     )
     .map(drop)
 }

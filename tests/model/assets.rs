@@ -1,14 +1,10 @@
 //! The models and the book that come with the repository, run by the reference.
 
-use crate::support::{reference, rows_of};
+use super::support::{reference, rows_of};
 use lookback_model::flags;
 use lookback_model::phonebook::{Book, DIGITS, digit_token, digits_text};
 use lookback_model::weights::{CLASSES, Weights};
-use std::path::{Path, PathBuf};
-
-pub fn asset(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets").join(name)
-}
+use lookback_suite::asset;
 
 pub fn book() -> Book {
     Book::parse(&std::fs::read_to_string(asset("phonebook.txt")).unwrap()).unwrap()

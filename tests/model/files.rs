@@ -1,6 +1,6 @@
 //! Weights files that are not what the model needs: an error that names the culprit, never a panic.
 
-use crate::support::Draft;
+use super::support::Draft;
 use lookback_device::{Class, Error, WeightsFault};
 use lookback_model::weights::Weights;
 use safetensors::Dtype;

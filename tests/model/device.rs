@@ -1,20 +1,14 @@
 //! The model on a device (the emulator where there is no GPU) against the reference.
 
-use crate::assets::{asset, book};
-use crate::support::{Draft, packed_logits};
-use lookback_device::cudarc::driver::CudaStream;
-use lookback_device::{DevicePick, open};
+use super::assets::book;
+use super::support::{Draft, packed_logits};
 use lookback_model::gated_ssm::GatedSsm;
 use lookback_model::phonebook::{Book, Prompt, digit_token};
 use lookback_model::weights::{CLASSES, Weights};
-use std::sync::Arc;
+use lookback_suite::{asset, device::stream};
 
 /// Sums in f32 through a few blocks stay this close to f64, relative to the greatest logit.
 const CLOSE: f64 = 2e-5;
-
-fn stream() -> Arc<CudaStream> {
-    open(DevicePick::Auto).unwrap().default_stream()
-}
 
 pub fn model(weights: &Weights) -> GatedSsm {
     GatedSsm::load(&stream(), weights).unwrap()

@@ -1,7 +1,7 @@
 //! Samples packed into one row: against the reference, against each sample alone, against prefill and steps.
 
-use crate::device::{assert_close, model, small_book};
-use crate::support::{Draft, packed_logits};
+use super::device::{assert_close, model, small_book};
+use super::support::{Draft, packed_logits};
 use lookback_device::Error;
 use lookback_model::phonebook::{Book, Prompt, TABLE_ROWS, Token, digit_token};
 use lookback_model::weights::{CLASSES, Weights};
