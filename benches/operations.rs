@@ -28,9 +28,14 @@ fn main() {
     let info = device::info();
     println!("device: {}", info.name);
     let mut criterion = Criterion::default().configure_from_args();
-    let cases = if info.emulated { scan_cases(&info, 1, 1024, 256) } else { scan_cases(&info, 8, 4096, 2048) };
-    for case in cases {
-        if info.emulated { count(case) } else { time(&mut criterion, case) }
+    if info.emulated {
+        scan_cases(&info, 1, 1024, 256).into_iter().for_each(count);
+        return;
+    }
+    let (batch, tokens, channels) = (8, 4096, 2048);
+    time(&mut criterion, copy::<f32>(batch * tokens * channels));
+    for case in scan_cases(&info, batch, tokens, channels) {
+        time(&mut criterion, case);
     }
 }
 
@@ -74,7 +79,6 @@ fn time(criterion: &mut Criterion, mut case: Case) {
 fn scan_cases(info: &DeviceInfo, batch: usize, tokens: usize, channels: usize) -> Vec<Case> {
     let shape = Shape::dense(batch, tokens, channels);
     vec![
-        copy::<f32>(batch * tokens * channels),
         scan::<f32>(info, &shape, "gated_scan f32", Source::Tensor),
         scan::<bf16>(info, &shape, "gated_scan bf16", Source::Tensor),
         scan::<f32>(info, &shape, "cumulative sum f32", Source::Cumsum),
