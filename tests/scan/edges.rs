@@ -60,3 +60,12 @@ fn gated_scan_nothing_at_all() {
     Case::new(Source::Tensor, DType::F32, 0, 5, 6).check();
     Case::new(Source::Tensor, DType::F32, 2, 5, 0).check();
 }
+
+#[test]
+fn gated_scan_no_rows_give_channels_no_gradient() {
+    for source in [Source::Channel { log: true }, Source::RgLru { unit_at_reset: true }] {
+        for (batch, seq_len) in [(0, 5), (2, 0)] {
+            Case::new(source, DType::F32, batch, seq_len, 6).check();
+        }
+    }
+}

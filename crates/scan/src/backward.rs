@@ -9,8 +9,8 @@ use crate::{
     policy::Pass,
     run::hold_inputs,
 };
-use cudarc::driver::CudaStream;
-use lookback_device::{Element, launch};
+use cudarc::driver::{CudaStream, result, sys::CUdeviceptr};
+use lookback_device::{Element, driver, launch};
 use lookback_kernels::args::GatedScanBwd;
 
 /// A checked backward scan, for the same shape and options as its forward pass.
@@ -166,7 +166,7 @@ impl BackwardPlan {
         self.check_raw(inputs, outputs)?;
         let parts = workspace.parts(Self::OP, self.workspace_bytes())?;
         if frame.is_empty() {
-            return Ok(());
+            return self.clear_channel(stream, outputs.channel);
         }
         let (shape, source, forward) = (frame.shape, frame.options.source, &inputs.forward);
         // What the source does not have is not looked at, whatever the caller left in it.
@@ -230,6 +230,18 @@ impl BackwardPlan {
         };
         // SAFETY: the caller's promise covers the pointers; sizes, strides and alignment were checked against the contract.
         unsafe { launch(stream, tiling.kernel, [tiling.tiles(), 1, 1], &args) }
+    }
+
+    /// The sum over no row at all: what belongs to a channel becomes 0 where it is wanted.
+    fn clear_channel(&self, stream: &CudaStream, d_channel: CUdeviceptr) -> Result<()> {
+        let bytes = self.frame.channel_array().bytes() as usize;
+        if !self.frame.options.source.has_channel() || d_channel == 0 || bytes == 0 {
+            return Ok(());
+        }
+        let failed = |e| driver(e, "clearing the gradient of the channels");
+        stream.context().bind_to_thread().map_err(failed)?;
+        // SAFETY: the caller promised that the gradient is writable over the plan's channels.
+        unsafe { result::memset_d8_async(d_channel, 0, bytes, stream.cu_stream()) }.map_err(failed)
     }
 
     /// Presence, alignment and overlap.
