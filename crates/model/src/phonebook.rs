@@ -122,6 +122,8 @@ impl Book {
     pub fn parse(text: &str) -> Result<Self, BookError> {
         let mut entries: Vec<Entry> = Vec::new();
         let mut lines: Vec<usize> = Vec::new();
+        // Some editors open a file with a byte order mark.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         for (line, text) in text.lines().enumerate().map(|(index, text)| (index + 1, text.trim())) {
             if text.is_empty() || text.starts_with('#') {
                 continue;
@@ -227,7 +229,7 @@ mod tests {
 
     #[test]
     fn reads_names_of_any_text() {
-        let book = Book::parse("# staff\nZoë  van Dijk\t0042\n\n李雷 9876\r\n").unwrap();
+        let book = Book::parse("\u{feff}# staff\nZoë  van Dijk\t0042\n\n李雷 9876\r\n").unwrap();
         assert_eq!(book.entries().len(), 2);
         assert_eq!(book.entries()[0], Entry { name: "Zoë van Dijk".into(), number: [0, 0, 4, 2] });
         assert_eq!(book.find(" 李雷 ").unwrap().number_text(), "9876");
