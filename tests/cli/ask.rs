@@ -47,3 +47,21 @@ fn ask_with_a_bad_book_or_name_is_one_line() {
         assert_eq!(text.lines().filter(|l| !l.starts_with("device: ")).count(), 1, "{text}");
     }
 }
+
+#[test]
+fn a_byte_order_mark_and_carriage_returns_are_not_part_of_names() {
+    let folder = Folder::new("windows");
+    let book = folder.path("book.txt");
+    std::fs::write(&book, "\u{feff}Ada Lovelace 1815\r\nGrace 1906\r\n").expect("file");
+    let done = lookback(&["ask", book.to_str().expect("utf-8"), "Ada Lovelace"]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    assert!(stdout(&done).contains("1815"), "{}", stdout(&done));
+}
+
+#[test]
+fn whether_a_given_model_only_reads_forward_is_not_asked() {
+    let (book, model) = (asset("phonebook.txt"), asset("phonebook.safetensors"));
+    let (book, model) = (book.to_str().expect("utf-8"), model.to_str().expect("utf-8"));
+    let done = lookback(&["ask", book, "--causal", "--model", model]);
+    assert_eq!(done.status.code(), Some(2), "{}", stdout(&done));
+}

@@ -103,11 +103,16 @@ pub fn read(path: &Path) -> HashMap<String, (Vec<usize>, Vec<f64>)> {
 }
 
 /// The program: where cargo built it, or beside the tests' folder in a bundle.
-pub fn lookback(args: &[&str]) -> Output {
+pub fn command() -> Command {
     let built = PathBuf::from(env!("CARGO_BIN_EXE_lookback"));
     let bundled = || Some(std::env::current_exe().ok()?.parent()?.parent()?.join("lookback"));
     let program = if built.exists() { built } else { bundled().expect("the program") };
-    Command::new(program).args(args).output().expect("the program runs")
+    Command::new(program)
+}
+
+/// What the program did with these arguments.
+pub fn lookback(args: &[&str]) -> Output {
+    command().args(args).output().expect("the program runs")
 }
 
 /// Assets of the workspace, or of a bundle.

@@ -165,3 +165,20 @@ fn sixteen_bit_inputs_stay_within_their_rounding() {
     // The state is f32 whatever the tensors are.
     close("bf16 final", &last, &want_last, 1e-5);
 }
+
+#[test]
+fn empty_tensors_give_empty_outputs() {
+    for (name, shape, states) in
+        [("no-tokens", [2, 0, D], [2, D]), ("no-rows", [0, LEN, D], [0, D]), ("no-channels", [2, LEN, 0], [2, 0])]
+    {
+        let folder = Folder::new(name);
+        let input = folder.write("in.safetensors", &[("b", T::f32(&shape, &vec![0.0; shape.iter().product()]))]);
+        let output = folder.path("out.safetensors");
+        let (input, path) = (input.to_str().expect("utf-8"), output.to_str().expect("utf-8"));
+        let done = lookback(&["run", "gated_scan", "--in", input, "--out", path]);
+        assert!(done.status.success(), "{name}: {}", stderr(&done));
+        let outputs = read(&output);
+        assert_eq!(outputs["h"].0, shape, "{name}");
+        assert_eq!(outputs["h_final"], (states.to_vec(), vec![0.0; states.iter().product()]), "{name}");
+    }
+}

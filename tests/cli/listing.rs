@@ -1,6 +1,6 @@
 //! `info`, `run --list` and `check`.
 
-use crate::files::{lookback, stderr, stdout};
+use crate::files::{command, lookback, stderr, stdout};
 
 #[test]
 fn info_names_the_device_and_every_kernel() {
@@ -45,4 +45,17 @@ fn check_passes_and_says_where_it_ran() {
 fn check_with_a_filter_that_names_nothing_is_bad_input() {
     let done = lookback(&["check", "--filter", "nothing-like-this"]);
     assert_eq!(done.status.code(), Some(2), "{}", stderr(&done));
+}
+
+#[test]
+fn a_reader_that_leaves_early_does_no_harm() {
+    let commands: [&[&str]; 4] =
+        [&["info"], &["run", "--list"], &["run", "--list", "--json"], &["check", "--filter", "argmax"]];
+    for args in commands {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let done = command().args(args).stdout(writer).output().expect("the program runs");
+        assert!(done.status.success(), "{args:?}: {}", stderr(&done));
+        assert!(!stderr(&done).contains("panicked"), "{args:?}: {}", stderr(&done));
+    }
 }

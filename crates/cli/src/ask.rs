@@ -1,6 +1,6 @@
 //! `lookback ask`: a model reads a phone book and answers from memory.
 
-use crate::{CliError, Result, session::Session};
+use crate::{CliError, Result, output::line, session::Session};
 use comfy_table::{Table, presets};
 use indicatif::ProgressBar;
 use lookback_device::DevicePick;
@@ -52,8 +52,7 @@ pub fn ask(pick: DevicePick, path: &Path, names: &[String], causal: bool, model:
     let session = Session::open(pick)?;
     let readings =
         weights.iter().map(|(title, w)| read(&session, title, w, &book, &asked)).collect::<Result<Vec<_>>>()?;
-    print(&asked, &readings, &session);
-    Ok(())
+    print(&asked, &readings, &session)
 }
 
 fn read(session: &Session, title: &'static str, weights: &Weights, book: &Book, asked: &[&Entry]) -> Result<Reading> {
@@ -70,7 +69,7 @@ fn read(session: &Session, title: &'static str, weights: &Weights, book: &Book, 
     Ok(Reading { title, answers: answers.iter().map(|a| digits_text(a)).collect(), tokens, time })
 }
 
-fn print(asked: &[&Entry], readings: &[Reading], session: &Session) {
+fn print(asked: &[&Entry], readings: &[Reading], session: &Session) -> Result<()> {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
     let titles = readings.iter().map(|r| r.title);
@@ -81,18 +80,18 @@ fn print(asked: &[&Entry], readings: &[Reading], session: &Session) {
         let answers: Vec<String> = readings.iter().map(mark).collect();
         table.add_row([entry.name.clone(), number].into_iter().chain(answers));
     }
-    println!("{table}");
+    line(table)?;
     for reading in readings {
         let right = asked.iter().zip(&reading.answers).filter(|(e, a)| e.number_text() == **a).count();
         let seconds = reading.time.as_secs_f64();
         let rate = reading.tokens as f64 / seconds.max(f64::MIN_POSITIVE);
-        println!(
+        line(format_args!(
             "{}: {right} of {} right ({:.0} %), {} tokens in {seconds:.2} s ({rate:.0} tokens/s)",
             reading.title,
             asked.len(),
             100.0 * right as f64 / asked.len().max(1) as f64,
             reading.tokens,
-        );
+        ))?;
     }
-    println!("{}", session.device_line());
+    line(session.device_line())
 }

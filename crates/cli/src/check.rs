@@ -3,6 +3,7 @@
 use crate::{
     CliError, Result,
     ops::{self, Case, Inputs, Operation},
+    output::line,
     session::Session,
     tensor::{Kind, Tensor},
 };
@@ -56,9 +57,9 @@ pub fn check(pick: DevicePick, arguments: &Arguments) -> Result<()> {
     progress.finish_and_clear();
     let failed = rows.iter().filter(|r| !r.passes()).count();
     if arguments.json {
-        print_json(&session, &rows)
+        print_json(&session, &rows)?;
     } else {
-        print_table(&session, &rows)
+        print_table(&session, &rows)?;
     }
     if failed > 0 {
         return Err(CliError::Failed(format!("{failed} of {} outputs are above their gate", rows.len())));
@@ -112,7 +113,7 @@ fn gate(tensor: &Tensor) -> Gate {
     }
 }
 
-fn print_table(session: &Session, rows: &[Row]) {
+fn print_table(session: &Session, rows: &[Row]) -> Result<()> {
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(["operation", "case", "output", "rel", "row", "max", "gate (rel)", "result"]);
@@ -126,13 +127,13 @@ fn print_table(session: &Session, rows: &[Row]) {
         let gate = format!("{:.0e}", row.gate.rel);
         table.add_row([row.operation, &row.case, &row.output, &rel, &worst_row, &max, &gate, result]);
     }
-    println!("{table}");
-    println!("{}", session.device_line());
+    line(table)?;
+    line(session.device_line())?;
     let passed = rows.iter().filter(|r| r.passes()).count();
-    println!("{passed} of {} outputs within their gate", rows.len());
+    line(format_args!("{passed} of {} outputs within their gate", rows.len()))
 }
 
-fn print_json(session: &Session, rows: &[Row]) {
+fn print_json(session: &Session, rows: &[Row]) -> Result<()> {
     let rows: Vec<_> = rows
         .iter()
         .map(|r| {
@@ -143,5 +144,6 @@ fn print_json(session: &Session, rows: &[Row]) {
             })
         })
         .collect();
-    println!("{:#}", json!({ "device": session.info.name, "emulated": session.info.emulated, "results": rows }));
+    let results = json!({ "device": session.info.name, "emulated": session.info.emulated, "results": rows });
+    line(format_args!("{results:#}"))
 }

@@ -7,12 +7,12 @@ use std::process::ExitCode;
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
     /// The user's file or argument is wrong.
-    #[error("{0}")]
+    #[error("{}", one_line(.0))]
     Input(String),
     /// An operation or the device failed.
     #[error(transparent)]
     Operation(#[from] Error),
-    /// A check found an error above its gate, or an answer could not be written.
+    /// A check found an error above its gate, or standard output cannot be written.
     #[error("{0}")]
     Failed(String),
 }
@@ -32,4 +32,17 @@ impl CliError {
         };
         ExitCode::from(if usage { 2 } else { 1 })
     }
+}
+
+/// What the user wrote, with control characters escaped and no longer than a line bears.
+fn one_line(text: &str) -> String {
+    const MOST: usize = 1000;
+    let mut line = String::new();
+    for c in text.chars().take(MOST) {
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    if text.chars().nth(MOST).is_some() {
+        line.push_str("..");
+    }
+    line
 }

@@ -1,6 +1,6 @@
 //! `lookback info`.
 
-use crate::{CliError, Result, session::Session};
+use crate::{CliError, Result, output::line, session::Session};
 use comfy_table::{Table, presets};
 use lookback_device::{DevicePick, function};
 use lookback_kernels::KERNELS;
@@ -8,9 +8,9 @@ use lookback_kernels::KERNELS;
 /// Prints the device and the kernels; with `load`, has the driver compile each.
 pub fn info(pick: DevicePick, load: bool) -> Result<()> {
     let session = Session::open(pick)?;
-    println!("{}", session.device_line());
+    line(session.device_line())?;
     let version = session.info.driver_version;
-    println!("driver: CUDA {}.{}", version / 1000, version % 1000 / 10);
+    line(format_args!("driver: CUDA {}.{}", version / 1000, version % 1000 / 10))?;
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(["kernel", "target", "ptx", "block", "registers", "shared", "state"]);
@@ -35,7 +35,7 @@ pub fn info(pick: DevicePick, load: bool) -> Result<()> {
             state,
         ]);
     }
-    println!("{table}");
-    println!("{} kernels", KERNELS.len());
+    line(table)?;
+    line(format_args!("{} kernels", KERNELS.len()))?;
     if refused > 0 { Err(CliError::Failed(format!("{refused} kernels do not load"))) } else { Ok(()) }
 }

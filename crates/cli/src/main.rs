@@ -5,6 +5,7 @@ mod check;
 mod error;
 mod info;
 mod ops;
+mod output;
 mod run;
 mod session;
 mod tensor;
@@ -40,7 +41,7 @@ enum Command {
         /// Names to ask for; without any, asks for all and reports the accuracy.
         names: Vec<String>,
         /// Only reads forward.
-        #[arg(long)]
+        #[arg(long, conflicts_with = "model")]
         causal: bool,
         /// Weights to use instead of the ones that come with lookback.
         #[arg(long)]
@@ -63,7 +64,7 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            output::note(format_args!("error: {error}"));
             error.exit_code()
         }
     }

@@ -3,6 +3,7 @@
 use crate::{
     CliError, Result,
     ops::{self, Inputs, Operation},
+    output::{line, note},
     session::Session,
     tensor,
 };
@@ -40,17 +41,19 @@ pub struct Arguments {
 /// Runs the operation, or lists all.
 pub fn run(pick: DevicePick, arguments: &Arguments) -> Result<()> {
     if arguments.list {
-        list(arguments.json);
-        return Ok(());
+        return list(arguments.json);
     }
     // clap has made sure of all three.
     let (Some(name), Some(input), Some(output)) = (&arguments.operation, &arguments.input, &arguments.output) else {
         return Err(CliError::Input("run wants an operation, --in and --out".into()));
     };
+    if arguments.counters.as_ref() == Some(output) {
+        return Err(CliError::input("--counters", "names the same file as --out"));
+    }
     let operation = ops::find(name)?;
     let inputs = Inputs::new(operation, tensor::read(input)?, &arguments.attributes)?;
     let session = Session::open(pick)?;
-    eprintln!("{}", session.device_line());
+    note(session.device_line());
     if arguments.counters.is_some() && !session.info.emulated {
         return Err(CliError::Input("--counters: only the emulator counts; add --device emulated".into()));
     }
@@ -59,12 +62,12 @@ pub fn run(pick: DevicePick, arguments: &Arguments) -> Result<()> {
     let outputs = (operation.run)(&session, &inputs)?;
     if let Some(path) = &arguments.counters {
         let counters = emulator::counters().ok_or_else(|| CliError::Failed("the emulator gave no counters".into()))?;
-        std::fs::write(path, counters).map_err(|e| CliError::Failed(format!("{}: {e}", path.display())))?;
+        std::fs::write(path, counters).map_err(|e| CliError::input(path.display(), e))?;
     }
     tensor::write(output, &outputs)
 }
 
-fn list(as_json: bool) {
+fn list(as_json: bool) -> Result<()> {
     if as_json {
         let tensor = |t: &ops::TensorSpec| json!({ "name": t.name, "type": t.dtype, "shape": t.shape, "optional": t.optional, "about": t.about });
         let attribute = |a: &ops::AttributeSpec| json!({ "name": a.name, "values": a.values, "default": a.default, "about": a.about });
@@ -76,25 +79,26 @@ fn list(as_json: bool) {
                 "outputs": o.outputs.iter().map(tensor).collect::<Vec<_>>(),
             })
         };
-        println!("{:#}", ops::ALL.iter().map(operation).collect::<serde_json::Value>());
-        return;
+        let all: serde_json::Value = ops::ALL.iter().map(operation).collect();
+        return line(format_args!("{all:#}"));
     }
     for operation in ops::ALL {
-        println!("{}: {}", operation.name, operation.about);
+        line(format_args!("{}: {}", operation.name, operation.about))?;
         for (title, tensors) in [("in ", operation.inputs), ("out", operation.outputs)] {
             for t in tensors {
                 let optional = if t.optional { "?" } else { "" };
-                println!(
+                line(format_args!(
                     "  {title} {:<18} {:<14} {:<14} {}",
                     format!("{}{optional}", t.name),
                     t.dtype,
                     t.shape,
                     t.about
-                );
+                ))?;
             }
         }
         for a in operation.attributes {
-            println!("  set {:<18} {:<29} {} (default {})", a.name, a.values, a.about, a.default);
+            line(format_args!("  set {:<18} {:<29} {} (default {})", a.name, a.values, a.about, a.default))?;
         }
     }
+    Ok(())
 }

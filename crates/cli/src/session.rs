@@ -1,6 +1,6 @@
 //! An open device.
 
-use crate::Result;
+use crate::{CliError, Result};
 use lookback_device::{
     DeviceInfo, DevicePick,
     cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DeviceRepr, ValidAsZeroBits},
@@ -21,6 +21,11 @@ pub struct Session {
 impl Session {
     /// Opens the device.
     pub fn open(pick: DevicePick) -> Result<Self> {
+        // `open` would report a wrong word as a missing driver.
+        if let (DevicePick::Auto, Some(text)) = (pick, std::env::var_os("LOOKBACK_DEVICE")) {
+            let parsed = text.to_string_lossy().parse::<DevicePick>();
+            parsed.map_err(|why| CliError::input("LOOKBACK_DEVICE", why))?;
+        }
         let context = open(pick)?;
         let info = DeviceInfo::of(&context)?;
         Ok(Self { stream: context.default_stream(), context, info })

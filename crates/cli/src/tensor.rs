@@ -72,8 +72,9 @@ impl Tensor {
         Self { kind: Kind::Float(dtype), shape: shape.to_vec(), bytes }
     }
 
-    /// Elements of a kernel's output.
+    /// Elements of a kernel's output, which may have room for more where the tensor is empty.
     pub fn elements<T: Element>(shape: &[usize], values: &[T]) -> Self {
+        let values = &values[..values.len().min(shape.iter().product())];
         Self { kind: Kind::Float(T::DTYPE), shape: shape.to_vec(), bytes: bytemuck::cast_slice(values).to_vec() }
     }
 
@@ -160,7 +161,7 @@ pub fn read(path: &Path) -> Result<Tensors> {
 
 /// Writes a safetensors file.
 pub fn write(path: &Path, tensors: &Tensors) -> Result<()> {
-    let failed = |e: &dyn std::fmt::Display| CliError::Failed(format!("{}: {e}", path.display()));
-    let bytes = safetensors::serialize(tensors, None).map_err(|e| failed(&e))?;
-    std::fs::write(path, bytes).map_err(|e| failed(&e))
+    let name = path.display();
+    let bytes = safetensors::serialize(tensors, None).map_err(|e| CliError::Failed(format!("{name}: {e}")))?;
+    std::fs::write(path, bytes).map_err(|e| CliError::input(name, e))
 }
