@@ -1,6 +1,6 @@
 //! Bad input: one clear line, exit status 2, no output file.
 
-use crate::files::{Folder, T, lookback, stderr};
+use crate::files::{Folder, T, command, lookback, stderr};
 
 fn refused(name: &str, tensors: &[(&str, T)], set: &[&str], says: &[&str]) {
     let folder = Folder::new(name);
@@ -52,6 +52,7 @@ fn lengths_that_are_not_lengths_are_named() {
     refused("first", &tensors(T::i32(&[3], &[1, 2, 4])), &[], &["cu_seqlens", "[0]", "1"]);
     let two_rows = [("a", f32s(&[2, 4, 3])), ("b", f32s(&[2, 4, 3])), ("cu_seqlens", T::i32(&[2], &[0, 4]))];
     refused("rows", &two_rows, &[], &["cu_seqlens"]);
+    refused("alone", &tensors(T::i32(&[1], &[0])), &[], &["cu_seqlens", "2"]);
 }
 
 #[test]
@@ -63,6 +64,8 @@ fn attributes_that_do_not_fit_are_named() {
     refused("log", &tensors, &["log=maybe"], &["`log`", "maybe"]);
     refused("attribute", &tensors, &["chunk=4"], &["`chunk`", "the attributes are"]);
     refused("no-equals", &tensors, &["split"], &["key=value", "`split`"]);
+    refused("newline", &tensors, &["sp\nlit=1"], &["`sp\\nlit`"]);
+    refused("long", &tensors, &[&"x".repeat(1 << 16)], &["key=value"]);
     refused("twice", &tensors, &["split=1", "split=2"], &["`split`", "twice"]);
 }
 
@@ -87,4 +90,52 @@ fn unknown_operations_and_devices_are_named() {
     let done = lookback(&["info", "--device", "tpu"]);
     assert_eq!(done.status.code(), Some(2));
     assert!(stderr(&done).contains("tpu"), "{}", stderr(&done));
+}
+
+#[test]
+fn numbers_that_are_none_are_named_as_written() {
+    let rows = T::f32(&[2, 3], &[0.5; 6]);
+    let norm: &[(&str, T)] = &[("x", rows.clone())];
+    let loss: &[(&str, T)] = &[("logits", rows), ("labels", T::i32(&[2], &[0, 1]))];
+    let folder = Folder::new("numbers");
+    for (operation, tensors, set, says) in [
+        ("rms_norm", norm, "eps=nan", "`eps` must be a finite number from 0, got `nan`"),
+        ("rms_norm", norm, "eps=-1", "got `-1`"),
+        ("rms_norm", norm, "eps=1e39", "got `1e39`"),
+        ("cross_entropy", loss, "scale=inf", "`scale` must be a finite number, got `inf`"),
+    ] {
+        let (input, output) = (folder.write("in.safetensors", tensors), folder.path("out.safetensors"));
+        let (input, output) = (input.to_str().expect("utf-8"), output.to_str().expect("utf-8"));
+        let done = lookback(&["run", operation, "--in", input, "--out", output, "--set", set]);
+        assert_eq!(done.status.code(), Some(2), "{}", stderr(&done));
+        assert!(stderr(&done).contains(says), "{}", stderr(&done));
+    }
+}
+
+#[test]
+fn outputs_that_cannot_be_written_are_named() {
+    let folder = Folder::new("outputs");
+    let input = folder.write("in.safetensors", &[("b", f32s(&[1, 4, 3]))]);
+    let (output, nowhere) = (folder.path("out"), folder.path("none/out"));
+    let [input, output, nowhere] = [&input, &output, &nowhere].map(|path| path.to_str().expect("utf-8"));
+    let cases: [(&[&str], &str); 3] = [
+        (&["--out", nowhere], nowhere),
+        (&["--out", output, "--counters", nowhere, "--device", "emulated"], nowhere),
+        (&["--out", output, "--counters", output, "--device", "emulated"], "--counters"),
+    ];
+    for (files, says) in cases {
+        let done = lookback(&[&["run", "gated_scan", "--in", input], files].concat());
+        let text = stderr(&done);
+        assert_eq!(done.status.code(), Some(2), "{text}");
+        assert!(text.contains(says), "{text}");
+        assert_eq!(text.lines().filter(|l| !l.starts_with("device: ")).count(), 1, "{text}");
+        assert!(!std::path::Path::new(output).exists(), "an output was written");
+    }
+}
+
+#[test]
+fn a_wrong_device_in_the_environment_is_named() {
+    let done = command().arg("info").env("LOOKBACK_DEVICE", "tpu").output().expect("the program runs");
+    assert_eq!(done.status.code(), Some(2));
+    assert!(stderr(&done).contains("LOOKBACK_DEVICE") && stderr(&done).contains("`tpu`"), "{}", stderr(&done));
 }

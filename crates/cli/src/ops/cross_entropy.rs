@@ -41,7 +41,7 @@ fn run<T: Element>(session: &Session, inputs: &Inputs) -> Result<Tensors> {
     }
     let logits = session.upload(&inputs.tensor("logits")?.as_elements::<T>())?;
     let labels = session.upload(&labels)?;
-    let options = Options { dtype: T::DTYPE, scale: inputs.parse("scale")? };
+    let options = Options { dtype: T::DTYPE, scale: inputs.number("scale", f32::MIN)? };
     let plan = Plan::new(&Shape::dense(rows, classes), &options, &session.info)?;
     let (mut loss, mut lse) = (session.zeros::<f32>(rows)?, session.zeros::<f32>(rows)?);
     let mut dlogits = session.zeros::<T>(rows * classes)?;
@@ -56,7 +56,7 @@ fn run<T: Element>(session: &Session, inputs: &Inputs) -> Result<Tensors> {
 
 fn oracle(inputs: &Inputs) -> Result<Values> {
     let (logits, labels) = (inputs.tensor("logits")?.to_f64(), inputs.tensor("labels")?.as_indices());
-    let scale = f64::from(inputs.parse::<f32>("scale")?);
+    let scale = f64::from(inputs.number("scale", f32::MIN)?);
     let r = reference::cross_entropy::forward(&logits, inputs.extent('W'), &labels, scale);
     Ok(Values::from([("loss".into(), r.loss), ("lse".into(), r.lse), ("dlogits".into(), r.dlogits)]))
 }

@@ -137,6 +137,9 @@ pub fn shape_and_options<T: Element>(inputs: &Inputs, source: Source) -> Result<
                 return Err(inputs.wrong("cu_seqlens", format!("wants one row of packed sequences, got B = {batch}")));
             }
             let starts = starts.as_indices();
+            if starts.len() < 2 {
+                return Err(inputs.wrong("cu_seqlens", format!("wants at least 2 entries, got {}", starts.len())));
+            }
             check::cu_seqlens(&starts, tokens)?;
             Shape::packed(starts.len() - 1, tokens, channels)
         }

@@ -216,6 +216,16 @@ impl Inputs {
         text.parse().map_err(|_| self.wrong(name, format!("must be {values}, got `{text}`")))
     }
 
+    /// An attribute as a finite number, no less than a bound.
+    pub fn number(&self, name: &'static str, least: f32) -> Result<f32> {
+        let number: f32 = self.parse(name)?;
+        if number.is_finite() && number >= least {
+            return Ok(number);
+        }
+        let bound = if least > f32::MIN { format!(" from {least}") } else { String::new() };
+        Err(self.wrong(name, format!("must be a finite number{bound}, got `{}`", self.attribute(name))))
+    }
+
     /// An attribute that is one of a few words.
     pub fn choose<V: Copy>(&self, name: &'static str, choices: &[(&str, V)]) -> Result<V> {
         let text = self.attribute(name);

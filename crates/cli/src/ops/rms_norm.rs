@@ -41,7 +41,7 @@ fn run<T: Element>(session: &Session, inputs: &Inputs) -> Result<Tensors> {
     let (rows, width) = (inputs.extent('R'), inputs.extent('W'));
     let x = session.upload(&inputs.tensor("x")?.as_elements::<T>())?;
     let weight = inputs.optional("weight").map(|w| session.upload(&w.as_elements::<T>())).transpose()?;
-    let options = Options { dtype: T::DTYPE, eps: inputs.parse("eps")? };
+    let options = Options { dtype: T::DTYPE, eps: inputs.number("eps", 0.0)? };
     let plan = Plan::new(&Shape::dense(rows, width), &options, &session.info)?;
     let mut out = session.zeros::<T>(rows * width)?;
     let mut rstd = session.zeros::<f32>(rows)?;
@@ -56,7 +56,7 @@ fn run<T: Element>(session: &Session, inputs: &Inputs) -> Result<Tensors> {
 fn oracle(inputs: &Inputs) -> Result<Values> {
     let (x, weight) = (inputs.tensor("x")?.to_f64(), inputs.values("weight"));
     // The operation takes eps in f32.
-    let eps = f64::from(inputs.parse::<f32>("eps")?);
+    let eps = f64::from(inputs.number("eps", 0.0)?);
     let normed = reference::rms_norm::forward(&x, inputs.extent('W'), weight.as_deref(), eps);
     Ok(Values::from([("out".into(), normed.out), ("rstd".into(), normed.rstd)]))
 }

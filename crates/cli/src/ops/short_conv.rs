@@ -26,7 +26,10 @@ pub static SHORT_CONV: Operation = Operation {
         optional("state", "T", "[B,X,C]", "the W-1 tokens before the first"),
     ],
     attributes: &[gate::ACTIVATION],
-    outputs: &[required("out", "T", "[B,T,C]", ""), required("state_out", "T", "[B,X,C]", "the last W-1 tokens")],
+    outputs: &[
+        required("out", "T", "[B,T,C]", ""),
+        required("state_out", "T", "[B,X,C]", "the last W-1 tokens, 0 before a segment start"),
+    ],
     run: |session, inputs| for_dtype!(inputs.dtype, run(session, inputs)),
     oracle,
     cases,
