@@ -96,7 +96,7 @@ pub enum Error {
         got: u64,
     },
     /// Neither an NVIDIA driver nor the emulator was found.
-    #[error("no CUDA driver and no emulator; tried {}", tried.join(", "))]
+    #[error("no device to run on; tried {}", tried.join(", "))]
     NoDriver {
         /// Names and paths that were tried.
         tried: Vec<String>,

@@ -211,7 +211,10 @@ struct Emulator(Library);
 
 impl Emulator {
     fn load() -> Self {
-        let path = std::env::current_exe().unwrap().with_file_name("liblookback_emulator.so");
+        let beside = std::env::current_exe().unwrap().with_file_name("liblookback_emulator.so");
+        // A bundle has the tests one folder below the library.
+        let path =
+            if beside.exists() { beside } else { beside.parent().unwrap().with_file_name("liblookback_emulator.so") };
         // SAFETY: the library has no initialisers beyond those of Rust's own runtime.
         Self(unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) }.unwrap())
     }

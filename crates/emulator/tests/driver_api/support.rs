@@ -10,7 +10,13 @@ use std::sync::{Arc, OnceLock};
 /// Where cargo puts the shared library: beside the test executable.
 fn path() -> PathBuf {
     let executable = std::env::current_exe().expect("a test knows its own path");
-    executable.with_file_name("liblookback_emulator.so")
+    let beside = executable.with_file_name("liblookback_emulator.so");
+    // A bundle has the tests one folder below the library.
+    if beside.exists() {
+        beside
+    } else {
+        beside.parent().map_or(beside.clone(), |dir| dir.with_file_name("liblookback_emulator.so"))
+    }
 }
 
 /// The loaded emulator. From then on cudarc's own search for `libcuda.so.1` finds it.
