@@ -1,7 +1,8 @@
-//! Time of every operation by CUDA events against the floor of its bytes, on a GPU. Without one, what the emulator counts.
+//! Every operation on a GPU, timed by CUDA events; without one, what the emulator counts for it.
 //!
-//! Inputs rotate over more memory than the L2 cache holds. The floor is the plan's bytes over the copy bandwidth that this
-//! run measures first, so a slow card or a shared one does not pass for a slow kernel.
+//! The throughput that is printed is the bytes that must move at least over the time, so it compares with the first line, a
+//! copy measured in the same run: a slow card or a shared one does not pass for a slow kernel. (`gemm` is bound by tensor
+//! cores instead.) Tensors of a case are larger than the L2 cache, or rotate over more memory than it holds.
 
 use criterion::{Criterion, Throughput};
 use half::bf16;
@@ -9,7 +10,11 @@ use lookback_device::{
     DeviceInfo, Element,
     cudarc::driver::{CudaSlice, CudaStream, sys::CUevent_flags},
 };
-use lookback_scan::{Gates, Inputs, Options, Outputs, Plan, Shape, Source, Workspace};
+use lookback_nn::{Activation, Param, argmax, cross_entropy, embedding, gate, gemm, rms_norm, short_conv};
+use lookback_scan::{
+    BackwardInputs, BackwardOutputs, BackwardPlan, GateGradients, Gates, Inputs, Options, Outputs, Plan, Shape, Source,
+    Workspace,
+};
 use lookback_suite::{counters::Counters, device};
 use std::{sync::Arc, time::Duration};
 
@@ -29,12 +34,12 @@ fn main() {
     println!("device: {}", info.name);
     let mut criterion = Criterion::default().configure_from_args();
     if info.emulated {
-        scan_cases(&info, 1, 1024, 256).into_iter().for_each(count);
+        scan_cases(&info, 1, 1024, 256).into_iter().chain(nn_cases(&info, 256, 512)).for_each(count);
         return;
     }
     let (batch, tokens, channels) = (8, 4096, 2048);
     time(&mut criterion, copy::<f32>(batch * tokens * channels));
-    for case in scan_cases(&info, batch, tokens, channels) {
+    for case in scan_cases(&info, batch, tokens, channels).into_iter().chain(nn_cases(&info, 8192, 4096)) {
         time(&mut criterion, case);
     }
 }
@@ -83,6 +88,7 @@ fn scan_cases(info: &DeviceInfo, batch: usize, tokens: usize, channels: usize) -
         scan::<bf16>(info, &shape, "gated_scan bf16", Source::Tensor),
         scan::<f32>(info, &shape, "cumulative sum f32", Source::Cumsum),
         scan::<bf16>(info, &shape, "gated_ssm_scan bf16", Source::GatedSsm { normalize: true }),
+        scan_backward::<bf16>(info, &shape),
     ]
 }
 
@@ -133,4 +139,92 @@ fn scan<T: Element>(info: &DeviceInfo, shape: &Shape, name: &str, source: Source
             plan.run(&stream, &Inputs::of(gates), Outputs { h, last: None }, &mut workspace).expect("launch");
         }),
     }
+}
+
+fn scan_backward<T: Element>(info: &DeviceInfo, shape: &Shape) -> Case {
+    let stream = device::stream();
+    let elements = shape.batch * shape.seq_len * shape.channels;
+    let plan = BackwardPlan::new(shape, &Options::new::<T>(Source::Tensor, shape), info).expect("a good shape");
+    let inputs = [0.5, 1.0, 0.25].map(|value| filled::<T>(&stream, elements, value));
+    let mut outputs = [filled::<T>(&stream, elements, 0.0), filled::<T>(&stream, elements, 0.0)];
+    let mut workspace = Workspace::new(&stream, plan.workspace_bytes()).expect("workspace");
+    let bytes = plan.bytes_moved();
+    let launch = move |_| {
+        let ([a, h, dh], [da, db]) = (&inputs, &mut outputs);
+        let forward = Inputs::of(Gates { a: Some(a), b: None, x: None, channel: None });
+        let gates = GateGradients { a: Some(da), b: Some(db), x: None, channel: None };
+        let inputs = BackwardInputs { forward, h, dh, d_last: None };
+        plan.run(&stream, &inputs, BackwardOutputs { gates, d_initial: None }, &mut workspace).expect("launch");
+    };
+    Case { name: format!("gated_scan_backward {}", T::DTYPE), bytes, sets: 1, launch: Box::new(launch) }
+}
+
+/// The operations around the scans over `rows` tokens of `width`, in bf16. One set of tensors: together they exceed the cache.
+fn nn_cases(info: &DeviceInfo, rows: usize, width: usize) -> Vec<Case> {
+    let dtype = bf16::DTYPE;
+    let case = |name: &str, bytes, launch: Box<dyn FnMut(usize)>| Case {
+        name: format!("{name} bf16"),
+        bytes,
+        sets: 1,
+        launch,
+    };
+    let tensor = |elements, value| filled::<bf16>(&device::stream(), elements, value);
+    let (x, y) = (|| tensor(rows * width, 0.5), || tensor(rows * width, 0.0));
+    let stream = device::stream;
+
+    let plan =
+        gemm::Plan::new(&gemm::Shape::linear(rows, width, width), &gemm::Options::new(dtype), info).expect("good");
+    let (a, b, mut c) = (x(), tensor(width * width, 0.25), y());
+    let gemm = case(
+        "gemm",
+        plan.bytes_moved(),
+        Box::new(move |_| plan.run(&stream(), &a, &b, Param::None, &mut c).expect("launch")),
+    );
+
+    let options = rms_norm::Options { dtype, eps: 1e-6 };
+    let plan = rms_norm::Plan::new(&rms_norm::Shape::dense(rows, width), &options, info).expect("good");
+    let (a, w, mut c) = (x(), tensor(width, 1.0), y());
+    let launch = move |_| plan.run(&stream(), &a, Param::Same(&w), &mut c, None).expect("launch");
+    let norm = case("rms_norm", tensor_bytes(rows, width, 2), Box::new(launch));
+
+    let options = gate::Options { dtype, activation: Activation::Gelu };
+    let plan = gate::Plan::new(&gate::Shape::dense(rows, width), &options, info).expect("good");
+    let (a, b, mut c) = (x(), x(), y());
+    let gated =
+        case("gate", plan.bytes_moved(), Box::new(move |_| plan.run(&stream(), &a, &b, &mut c).expect("launch")));
+
+    let options = short_conv::Options { dtype, activation: Activation::Silu };
+    let plan = short_conv::Plan::new(&short_conv::Shape::dense(1, rows, width, 4), &options, info).expect("good");
+    let (a, w, mut c) = (x(), tensor(width * 4, 0.25), y());
+    let launch = move |_| plan.run(&stream(), &a, &w, short_conv::Inputs::default(), &mut c, None).expect("launch");
+    let conv = case("short_conv", tensor_bytes(rows, width, 2), Box::new(launch));
+
+    let shape = embedding::Shape::dense(rows, 1, rows, width);
+    let plan = embedding::Plan::new(&shape, &embedding::Options { dtype }, info).expect("good");
+    let (table, mut c) = (x(), y());
+    let ids = stream().clone_htod(&(0..rows as i32).rev().collect::<Vec<_>>()).expect("upload");
+    let launch = move |_| plan.run(&stream(), &table, &ids, &mut c, None).expect("launch");
+    let embedded = case("embedding", tensor_bytes(rows, width, 2), Box::new(launch));
+
+    let plan = argmax::Plan::new(&argmax::Shape::dense(rows, width), &argmax::Options { dtype }, info).expect("good");
+    let (a, mut found) = (x(), stream().alloc_zeros::<i32>(rows).expect("allocate"));
+    let largest =
+        case("argmax", plan.bytes_moved(), Box::new(move |_| plan.run(&stream(), &a, &mut found).expect("launch")));
+
+    let options = cross_entropy::Options { dtype, scale: 1.0 };
+    let plan = cross_entropy::Plan::new(&cross_entropy::Shape::dense(rows, width), &options, info).expect("good");
+    let (a, mut dlogits) = (x(), y());
+    let (labels, mut loss) =
+        (stream().alloc_zeros(rows).expect("allocate"), stream().alloc_zeros(rows).expect("allocate"));
+    let launch = move |_| {
+        let outputs = cross_entropy::Outputs { dlogits: Some(&mut dlogits), ..Default::default() };
+        plan.run(&stream(), &a, &labels, &mut loss, outputs).expect("launch");
+    };
+    let entropy = case("cross_entropy", tensor_bytes(rows, width, 2), Box::new(launch));
+    vec![gemm, norm, gated, conv, embedded, largest, entropy]
+}
+
+/// Bytes of that many dense bf16 tensors: what is small beside them is left out.
+fn tensor_bytes(rows: usize, width: usize, tensors: usize) -> u64 {
+    (tensors * rows * width * size_of::<bf16>()) as u64
 }

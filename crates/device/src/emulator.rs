@@ -38,21 +38,12 @@ pub fn last_fault() -> Option<String> {
 
 /// Starts counting anew.
 pub fn reset_counters() {
-    call(b"lookback_emulator_reset_counters\0");
-}
-
-/// Makes the context usable again after a fault, which a GPU cannot do: for tests of faults.
-pub fn clear_fault() {
-    call(b"lookback_emulator_clear_fault\0");
-}
-
-fn call(symbol: &[u8]) {
-    type Call = unsafe extern "C" fn();
+    type Reset = unsafe extern "C" fn();
     let Some(library) = LIBRARY.get() else { return };
-    // SAFETY: the emulator exports these symbols as functions without arguments.
-    if let Ok(function) = unsafe { library.get::<Call>(symbol) } {
-        // SAFETY: as above; they touch only the emulator's own state.
-        unsafe { function() }
+    // SAFETY: the emulator exports this symbol as a function without arguments.
+    if let Ok(reset) = unsafe { library.get::<Reset>(b"lookback_emulator_reset_counters\0") } {
+        // SAFETY: as above; it touches only the emulator's own state.
+        unsafe { reset() }
     }
 }
 

@@ -43,15 +43,6 @@ pub fn info() -> DeviceInfo {
     info_of(&context())
 }
 
-/// Whether a GPU runs this test. Prints the skip, so that a log shows what was not proven.
-pub fn gpu_or_skip(test: &str) -> bool {
-    let gpu = !info().emulated;
-    if !gpu {
-        println!("{test}: skipped: no GPU");
-    }
-    gpu
-}
-
 fn info_of(context: &Arc<CudaContext>) -> DeviceInfo {
     DeviceInfo::of(context).unwrap_or_else(|e| panic!("{e}"))
 }
