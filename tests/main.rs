@@ -4,6 +4,7 @@
 mod build;
 mod contract;
 mod device;
+mod linear;
 mod model;
 mod nn;
 mod properties;

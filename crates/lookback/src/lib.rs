@@ -41,6 +41,7 @@
 pub use lookback_device::{
     Class, DType, DeviceInfo, DevicePick, Element, Error, PeerFault, Result, WeightsFault, cudarc, emulator, open,
 };
+pub use lookback_linear as linear;
 pub use lookback_model as model;
 pub use lookback_nn as nn;
 pub use lookback_scan as scan;
