@@ -57,7 +57,7 @@ fn entry(text: &mut String, kernel: &Rendered) {
     let _ = writeln!(text, "        target: Target {{ sm: {sm}, arch_specific: {} }},", digits.ends_with('a'));
     let _ = writeln!(
         text,
-        "        ptx_version: {version:?}, ptx: include_str!(concat!(env!(\"OUT_DIR\"), \"/{entry}.ptx\")),"
+        "        ptx_version: {version:?}, text: Text::Packed(include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{entry}.deflate\"))),"
     );
     text.push_str("        args: &[");
     for arg in &c.args {

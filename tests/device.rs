@@ -1,7 +1,7 @@
 //! The device layer: what it says when a kernel cannot be loaded or launched.
 
 use lookback_device::{Class, Error, function, launch};
-use lookback_kernels::{Budget, Kernel, Target};
+use lookback_kernels::{Budget, Kernel, Target, Text};
 use lookback_suite::device;
 
 /// A kernel that is not in the registry: one u64 argument, and `body` between the braces.
@@ -17,7 +17,7 @@ fn kernel(entry: &'static str, body: &str) -> Kernel {
         variant: &[],
         target: Target { sm: 80, arch_specific: false },
         ptx_version: (7, 0),
-        ptx: text.leak(),
+        text: Text::Plain(text.leak()),
         args: &[],
         args_bytes: 8,
         block: [32, 1, 1],

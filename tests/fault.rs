@@ -1,7 +1,7 @@
 //! A kernel that stores where nothing is: the context is lost, so this runs in a process of its own.
 
 use lookback_device::{Error, driver, launch};
-use lookback_kernels::{Budget, Kernel, Target};
+use lookback_kernels::{Budget, Kernel, Target, Text};
 use lookback_suite::device;
 
 static STRAY: Kernel = Kernel {
@@ -11,8 +11,10 @@ static STRAY: Kernel = Kernel {
     variant: &[],
     target: Target { sm: 80, arch_specific: false },
     ptx_version: (7, 0),
-    ptx: ".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry stray_store(.param .align 8 .b8 args[8])\n\
+    text: Text::Plain(
+        ".version 7.0\n.target sm_80\n.address_size 64\n.visible .entry stray_store(.param .align 8 .b8 args[8])\n\
           .maxntid 32, 1, 1\n{\n.reg .u64 %p;\nld.param.u64 %p, [args];\nst.global.u32 [%p], 7;\nret;\n}\n",
+    ),
     args: &[],
     args_bytes: 8,
     block: [32, 1, 1],

@@ -38,8 +38,9 @@ struct Machine {
 impl Machine {
     /// The kernel with `from` replaced by `to` in its text, `nth` occurrence from 0.
     fn new(kernel: &'static Kernel, from: &str, to: &str, nth: usize) -> Self {
-        let at = kernel.ptx.match_indices(from).nth(nth).unwrap_or_else(|| panic!("no {nth}th `{from}`")).0;
-        let text = format!("{}{to}{}", &kernel.ptx[..at], &kernel.ptx[at + from.len()..]);
+        let original = kernel.ptx();
+        let at = original.match_indices(from).nth(nth).unwrap_or_else(|| panic!("no {nth}th `{from}`")).0;
+        let text = format!("{}{to}{}", &original[..at], &original[at + from.len()..]);
         let module = ptx::parse(&text).unwrap_or_else(|e| panic!("`{to}`: {e}"));
         let program = decode(&module, &module.entries[0], &[]).unwrap_or_else(|e| panic!("`{to}`: {e}"));
         Self { memory: DeviceMemory::new(64 << 20), program, kernel }

@@ -92,7 +92,7 @@ fn runs(kernel: &Kernel, target: &str) -> bool {
 fn assemble(ptxas: &Path, dir: &Path, kernel: &Kernel, target: &str) -> Result<Used, String> {
     let text = dir.join(format!("{}.{target}.ptx", kernel.entry));
     let title = format!("{} for {target}", kernel.entry);
-    fs::write(&text, kernel.ptx).map_err(|e| format!("{title}: {e}"))?;
+    fs::write(&text, kernel.ptx().as_bytes()).map_err(|e| format!("{title}: {e}"))?;
     let mut command = Command::new(ptxas);
     command.args(["--verbose", "--warning-as-error", "--gpu-name", target, "--output-file"]);
     let log = command::capture(&title, command.arg(text.with_extension("cubin")).arg(&text))?;

@@ -49,7 +49,7 @@ fn load(context: &Arc<CudaContext>, kernel: &'static Kernel) -> Result<CudaFunct
         let need = kernel.target.to_string();
         return Err(Error::Arch { kernel: kernel.entry, need, got: info.compute_capability });
     }
-    let module = context.load_module(Ptx::from_src(kernel.ptx)).map_err(|e| refused(kernel, e))?;
+    let module = context.load_module(Ptx::from_src(kernel.ptx())).map_err(|e| refused(kernel, e))?;
     let function = module.load_function(kernel.entry).map_err(|e| driver(e, kernel.entry))?;
     // Above 48 KiB a block must ask; `set_attribute` does not bind the context, `load_module` above did.
     if kernel.dynamic_smem > 48 * 1024 {
@@ -75,7 +75,7 @@ fn minimum_driver((major, minor): (u8, u8)) -> u32 {
 fn refused(kernel: &'static Kernel, error: DriverError) -> Error {
     use sys::CUjit_option as Option_;
     const LOG_BYTES: usize = 8192;
-    let Ok(text) = CString::new(kernel.ptx) else {
+    let Ok(text) = CString::new(kernel.ptx().into_owned()) else {
         return Error::Ptx { kernel: kernel.entry, code: error.0, log: "the text contains a NUL byte".into() };
     };
     let mut log = vec![0_u8; LOG_BYTES];
