@@ -11,6 +11,7 @@ pub mod gate;
 pub mod gated_scan;
 pub mod gated_ssm;
 pub mod gemm;
+pub mod linear_attention;
 pub mod measure;
 pub mod rms_norm;
 pub mod short_conv;
