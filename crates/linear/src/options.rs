@@ -1,0 +1,96 @@
+//! What is computed, and how.
+
+use crate::{DType, Element, Shape};
+
+/// What the state forgets at each token, as natural logarithms `g`.
+///
+/// A log-decay is at most 0. A positive one lets the state grow without bound; kernels do not look, and the chunked ones are
+/// then no longer right: they rely on exponents that are not positive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Decay {
+    /// Nothing: `g = 0`.
+    None,
+    /// One number a head for all tokens, `[H]` f32.
+    Head,
+    /// One number a head and token, `[B,T,H]` f32.
+    Scalar,
+    /// One number for every entry of a key, `[B,T,H,K]` f32.
+    Vector,
+}
+
+/// When a token's query reads the state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Read {
+    /// After its own key and value were added.
+    Inclusive,
+    /// Before them; they are read apart, `q . (u * k) v` with the bonus `u` `[H,K]`, or not at all without one.
+    ExclusiveBonus,
+    /// After, and written one token later in the direction of the walk: the first token of a segment gets 0.
+    Shifted,
+}
+
+/// Which tokens a token sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// Itself and those before it.
+    Causal,
+    /// Itself and those after it.
+    Reverse,
+    /// All of its segment: the sum of both directions, itself counted once (not at all if `Shifted`). The reverse direction may
+    /// have its own `q`, `k` and `g`.
+    Bidirectional,
+    /// Causal, from an initial state that an encoder made; the state must be given.
+    PrefixState,
+    /// The first `prefix_len[n]` tokens of each sequence see each other in both directions, later ones see all before them.
+    /// Without decay.
+    PrefixRead,
+    /// Heads below the number are causal, the others reverse.
+    Split(usize),
+}
+
+/// Which kernels run. They compute the same within the accuracy of the element type.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Path {
+    /// As [`crate::policy`] says.
+    Auto,
+    /// Token by token in f32 arithmetic: any type, any `key_dim` to 256.
+    Recurrent,
+    /// Chunks of tokens on tensor cores, one block for a sequence, a head and a tile of values: 16-bit types.
+    Chain,
+    /// As `Chain`, with sequences cut into segments that run at the same time; states of segments are in the workspace.
+    Parallel,
+}
+
+/// Element type and switches.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Options {
+    /// Type of `q`, `k`, `v` and `o`.
+    pub dtype: DType,
+    /// What the state forgets.
+    pub decay: Decay,
+    /// When it is read.
+    pub read: Read,
+    /// Which tokens are seen.
+    pub mode: Mode,
+    /// Factor of every read.
+    pub scale: f32,
+    /// Divide by `scale q . z + eps`, where `z` is the sum of keys that the state holds; the number is `eps`.
+    pub normalize: Option<f32>,
+    /// Which kernels.
+    pub path: Path,
+}
+
+impl Options {
+    /// Causal, inclusive, no decay, no normaliser, scale `1 / sqrt(K)`.
+    pub fn new<T: Element>(shape: &Shape) -> Self {
+        Self {
+            dtype: T::DTYPE,
+            decay: Decay::None,
+            read: Read::Inclusive,
+            mode: Mode::Causal,
+            scale: 1.0 / (shape.key_dim.max(1) as f32).sqrt(),
+            normalize: None,
+            path: Path::Auto,
+        }
+    }
+}
