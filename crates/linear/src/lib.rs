@@ -1,11 +1,14 @@
 //! Linear attention on matrix states: `S[t] = diag(exp g[t]) S[t-1] + k[t] v[t]^T`, read by `q[t]`.
 
+pub mod check;
 mod options;
 mod policy;
 mod shape;
+mod tensors;
 #[allow(dead_code)]
 mod walk;
 
 pub use lookback_device::{DType, DeviceInfo, Element, Error, Result};
 pub use options::{Decay, Mode, Options, Path, Read};
 pub use shape::{Shape, Stride, Strides};
+pub use tensors::{Inputs, Outputs, RawInputs, RawOutputs, ReverseInputs};
