@@ -9,6 +9,8 @@
 
 mod backward;
 mod forward;
+#[cfg(test)]
+mod roles;
 mod step;
 #[cfg(test)]
 mod tests;

@@ -20,7 +20,7 @@ fn check(name: &str, values: &[f64], [sum, abs, last]: [f64; 3]) {
     }
 }
 
-const GOLDEN: Attention = Attention {
+pub(super) const GOLDEN: Attention = Attention {
     batch: 1,
     seq_len: 9,
     heads: 1,
@@ -40,22 +40,27 @@ const GOLDEN: Attention = Attention {
 /// Segments 0, 0, 0, 0, 1, 1, 1, 2, 2.
 const SEGMENTS: [u8; 9] = [0, 0, 0, 2, 1, 0, 2, 1, 0];
 
-/// Every tensor of a small mixer, at the sizes that `attention` asks for.
-#[derive(Clone)]
-struct Data {
-    q: Vec<f64>,
-    k: Vec<f64>,
-    v: Vec<f64>,
-    g: Vec<f64>,
-    u: Vec<f64>,
-    s0: Vec<f64>,
-    z0: Vec<f64>,
-    d_o: Vec<f64>,
-    ds: Vec<f64>,
-    dz: Vec<f64>,
+/// Cuts of both directions, also next to each other and at the ends.
+pub(super) fn flags_of(tokens: usize) -> Vec<u8> {
+    (0..tokens).map(|t| [0, 2, 0, 3, 1, 0, 0, 1, 2][t % 9]).collect()
 }
 
-fn data(attention: &Attention, g: usize) -> Data {
+/// Every tensor of a small mixer, at the sizes that `attention` asks for.
+#[derive(Clone)]
+pub(super) struct Data {
+    pub q: Vec<f64>,
+    pub k: Vec<f64>,
+    pub v: Vec<f64>,
+    pub g: Vec<f64>,
+    pub u: Vec<f64>,
+    pub s0: Vec<f64>,
+    pub z0: Vec<f64>,
+    pub d_o: Vec<f64>,
+    pub ds: Vec<f64>,
+    pub dz: Vec<f64>,
+}
+
+pub(super) fn data(attention: &Attention, g: usize) -> Data {
     let rows = attention.batch * attention.seq_len;
     let states = attention.sequences() * attention.heads * attention.key_dim;
     Data {
@@ -73,12 +78,12 @@ fn data(attention: &Attention, g: usize) -> Data {
 }
 
 impl Data {
-    fn inputs<'a>(&'a self, decay: Decay<'a>) -> Inputs<'a> {
+    pub fn inputs<'a>(&'a self, decay: Decay<'a>) -> Inputs<'a> {
         let (u, s0, z0) = (Some(self.u.as_slice()), Some(self.s0.as_slice()), Some(self.z0.as_slice()));
         Inputs { q: &self.q, k: &self.k, v: &self.v, decay, u, s0, z0, reverse: None }
     }
 
-    fn adjoint(&self) -> Adjoint<'_> {
+    pub fn adjoint(&self) -> Adjoint<'_> {
         Adjoint { o: &self.d_o, s_final: Some(&self.ds), z_final: Some(&self.dz) }
     }
 }
