@@ -1,1 +1,2 @@
 //! The linear attention family.
+mod step;

@@ -4,6 +4,9 @@ pub mod check;
 mod options;
 mod policy;
 mod shape;
+mod slices;
+pub mod step;
+mod strided;
 mod tensors;
 #[allow(dead_code)]
 mod walk;

@@ -8,6 +8,7 @@ mod gate;
 mod gated_scan;
 mod gemm;
 mod inputs;
+mod linear_attention_step;
 mod producer_scan;
 mod rms_norm;
 mod short_conv;
@@ -24,6 +25,7 @@ pub static ALL: &[&Operation] = &[
     &producer_scan::GATED_SSM_BACKWARD,
     &producer_scan::RG_LRU,
     &producer_scan::RG_LRU_BACKWARD,
+    &linear_attention_step::LINEAR_ATTENTION_STEP,
     &gemm::GEMM,
     &rms_norm::RMS_NORM,
     &embedding::EMBEDDING,
