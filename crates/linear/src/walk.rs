@@ -4,7 +4,7 @@
 //! `o[t] = scale S^T q[t]`, in the order that [`Order`] says. Forward modes are one or two walks, a backward pass is three with
 //! the roles of the tensors exchanged.
 
-use crate::{DType, Path, Result, Stride};
+use crate::{DType, Error, Path, Result, Stride, policy};
 use cudarc::driver::{CudaStream, sys::CUdeviceptr};
 
 /// A tensor of rows `[batch, token, head / group]`, each contiguous.
@@ -162,18 +162,121 @@ impl Walk {
         let _ = path;
         0
     }
+
+    fn no_kernel(&self, what: &str) -> Error {
+        let request = format!("{what}: {} [{}, {}]", self.dtype, self.key_dim, self.value_dim);
+        Error::NoKernel { op: "linear_attention", request }
+    }
+}
+
+/// The arguments that all walk kernels share, and those of one kernel.
+macro_rules! walk_arguments {
+    ($kernel:ident, $walk:expr, { $($name:ident: $value:expr),* $(,)? }) => {{
+        let w: &Walk = $walk;
+        let [h0_stride_seq, h0_stride_head, h0_stride_key, h0_stride_value] = w.h0.stride;
+        let [hf_stride_seq, hf_stride_head, hf_stride_key, hf_stride_value] = w.h_final.stride;
+        lookback_kernels::args::$kernel {
+            p_q: w.q.at,
+            p_k: w.k.at,
+            p_v: w.v.at,
+            q_stride_batch: w.q.stride.batch,
+            q_stride_token: w.q.stride.token,
+            q_stride_head: w.q.stride.head,
+            q_group: w.q.group as u32,
+            k_stride_batch: w.k.stride.batch,
+            k_stride_token: w.k.stride.token,
+            k_stride_head: w.k.stride.head,
+            k_group: w.k.group as u32,
+            v_stride_batch: w.v.stride.batch,
+            v_stride_token: w.v.stride.token,
+            v_stride_head: w.v.stride.head,
+            v_group: w.v.group as u32,
+            p_g: w.gate.at,
+            g_stride_batch: w.gate.stride.batch,
+            g_stride_token: w.gate.stride.token,
+            g_stride_head: w.gate.stride.head,
+            p_u: w.bonus,
+            p_flags: w.flags,
+            flags_stride_batch: w.flags_stride_batch,
+            flag_mask: w.flag_mask,
+            flag_mask_reverse: w.flag_mask_reverse,
+            p_cu_seqlens: w.cu_seqlens,
+            p_prefix_len: w.prefix_len,
+            p_h0: w.h0.at,
+            h0_stride_seq,
+            h0_stride_head,
+            h0_stride_key,
+            h0_stride_value,
+            p_h_final: w.h_final.at,
+            hf_stride_seq,
+            hf_stride_head,
+            hf_stride_key,
+            hf_stride_value,
+            p_z0: w.z0,
+            p_z_final: w.z_final,
+            p_den: w.den,
+            p_o: w.o.at,
+            o_stride_batch: w.o.stride.batch,
+            o_stride_token: w.o.stride.token,
+            o_stride_head: w.o.stride.head,
+            seq_len: w.seq_len as u32,
+            heads: w.heads as u32,
+            key_dim: w.key_dim as u32,
+            value_dim: w.value_dim as u32,
+            split: w.split as u32,
+            scale: w.scale,
+            eps: w.normalize.unwrap_or(0.0),
+            reverse: w.reverse.into(),
+            order: w.order as u32,
+            late_cut: w.late_cut.into(),
+            shift: w.shift.into(),
+            out_f32: w.out_f32.into(),
+            accumulate: w.accumulate.into(),
+            normalize: w.normalize.is_some().into(),
+            $($name: $value,)*
+            ..bytemuck::Zeroable::zeroed()
+        }
+    }};
 }
 
 /// Launches the walk. `path` is resolved; `workspace` has [`Walk::workspace_bytes`] bytes and is aligned to 256.
 ///
 /// # Errors
-/// [`Error::NoKernel`](crate::Error::NoKernel) ← sizes that no kernel of the path takes; those of the launch.
+/// [`Error::NoKernel`] ← sizes or features that no kernel of the path takes; those of the launch.
 ///
 /// # Safety
 /// * Every address that is not 0 is readable or writable over what the walk's sizes and strides reach until the launch has ended,
 ///   and aligned to its elements.
 /// * Nothing else writes that memory meanwhile, and nothing reads `o`, `h_final`, `z_final` and `den`, which overlap nothing.
 pub(crate) unsafe fn launch(stream: &CudaStream, walk: &Walk, path: Path, workspace: CUdeviceptr) -> Result<()> {
-    let _ = (stream, walk, path, workspace);
-    Ok(())
+    let _ = workspace;
+    if walk.sequences == 0 || walk.heads == 0 || walk.key_dim == 0 || walk.value_dim == 0 {
+        return Ok(());
+    }
+    match path {
+        // SAFETY: the caller's promise.
+        Path::Auto | Path::Recurrent => unsafe { recurrent(stream, walk) },
+        Path::Chain | Path::Parallel => Err(walk.no_kernel("tensor cores")),
+    }
+}
+
+unsafe fn recurrent(stream: &CudaStream, walk: &Walk) -> Result<()> {
+    if walk.normalize.is_some() && walk.gate.side == Side::Value {
+        return Err(walk.no_kernel("decays of values with a normaliser"));
+    }
+    let none = || walk.no_kernel("keys token by token");
+    let (tile, columns) = policy::recurrent_tile(walk.key_dim).ok_or_else(none)?;
+    let variant = [("key_tile", tile), ("dtype", walk.dtype.name())];
+    let kernel = lookback_kernels::find("linear_attention_recurrent", &variant).ok_or_else(none)?;
+    let blocks = (walk.value_dim.div_ceil(columns) as u64).saturating_mul(walk.sequences as u64);
+    let [x, y] = [blocks, walk.heads as u64].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
+    let decay = match walk.gate.side {
+        Side::None => 0,
+        Side::Scalar => 1,
+        Side::Key => 2,
+        Side::Value => 3,
+    };
+    let args = walk_arguments!(LinearAttentionRecurrent, walk, { decay: decay });
+    // SAFETY: the caller's promise covers the addresses; the rest is as the contract wants it.
+    unsafe { lookback_device::launch(stream, kernel, [x, y, 1], &args) }
 }
