@@ -20,6 +20,7 @@ mod info;
 mod launch;
 mod module;
 mod probe;
+pub mod strided;
 
 pub use cudarc;
 pub use dtype::{DType, Element};

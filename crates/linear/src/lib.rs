@@ -6,11 +6,11 @@ mod policy;
 mod shape;
 mod slices;
 pub mod step;
-mod strided;
 mod tensors;
 #[allow(dead_code)]
 mod walk;
 
+pub(crate) use lookback_device::strided;
 pub use lookback_device::{DType, DeviceInfo, Element, Error, Result};
 pub use options::{Decay, Mode, Options, Path, Read};
 pub use shape::{Shape, Stride, Strides};

@@ -1,18 +1,23 @@
-//! Tensors of rows in memory, and what the host checks of them before any launch.
+//! Tensors of rows in memory, and what the host checks of them before any launch: spans, overlap, lengths, alignment.
+//!
+//! For the crates of operations. A kernel reads and writes nothing outside of what these checks let through.
 
+use crate::{DType, Error, Result};
 use cudarc::driver::sys::CUdeviceptr;
-use lookback_device::{DType, Error, Result};
 
 /// Greatest extent of a dimension: kernels count in `u32` and add tile sizes to it.
-pub(crate) const MAX_EXTENT: usize = (1 << 31) - 1024;
+pub const MAX_EXTENT: usize = (1 << 31) - 1024;
 /// Greatest number of bytes that a tensor may span: offsets are `i64` in kernels.
 const MAX_SPAN: i128 = 1 << 62;
 
 /// A `[batch, tokens, heads, width]` tensor; the last dimension is contiguous, the others have strides in elements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Strided {
+pub struct Strided {
+    /// Extents of all dimensions but the last.
     pub extents: [usize; 3],
+    /// Their steps, in elements.
     pub strides: [i64; 3],
+    /// Elements of a row.
     pub width: usize,
     /// Bytes of an element.
     pub size: u64,
@@ -22,6 +27,7 @@ impl Strided {
     /// No tensor at all.
     pub const NONE: Self = Self { extents: [0; 3], strides: [0; 3], width: 0, size: 1 };
 
+    /// Rows by steps; `size` is the bytes of an element.
     pub fn new(extents: [usize; 3], strides: [i64; 3], width: usize, size: usize) -> Self {
         Self { extents, strides, width, size: size as u64 }
     }
@@ -64,6 +70,9 @@ impl Strided {
     }
 
     /// A tensor that is read: rows may coincide, but steps do not run backwards.
+    ///
+    /// # Errors
+    /// [`Error::Layout`] ← a negative step, or an element 2^62 bytes away.
     pub fn readable(&self, op: &'static str, arg: &'static str) -> Result<()> {
         if self.elements() == 0 {
             return Ok(());
@@ -78,6 +87,9 @@ impl Strided {
     }
 
     /// A tensor that is written: no two rows share an element.
+    ///
+    /// # Errors
+    /// [`Error::Layout`] ← as [`readable`](Self::readable), or rows that overlap.
     pub fn writable(&self, op: &'static str, arg: &'static str) -> Result<()> {
         self.readable(op, arg)?;
         if self.elements() == 0 {
@@ -125,7 +137,10 @@ impl Strided {
 }
 
 /// `arg` within `lo..=hi`.
-pub(crate) fn range(op: &'static str, arg: &'static str, got: usize, lo: usize, hi: usize) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Range`] ← it is not.
+pub fn range(op: &'static str, arg: &'static str, got: usize, lo: usize, hi: usize) -> Result<()> {
     if (lo..=hi).contains(&got) {
         return Ok(());
     }
@@ -134,7 +149,10 @@ pub(crate) fn range(op: &'static str, arg: &'static str, got: usize, lo: usize, 
 }
 
 /// A slice with at least the tensor's span.
-pub(crate) fn length(op: &'static str, arg: &'static str, tensor: &Strided, got: usize) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Shape`] ← it is shorter.
+pub fn length(op: &'static str, arg: &'static str, tensor: &Strided, got: usize) -> Result<()> {
     let need = tensor.span();
     if got as u64 >= need {
         return Ok(());
@@ -143,12 +161,18 @@ pub(crate) fn length(op: &'static str, arg: &'static str, tensor: &Strided, got:
 }
 
 /// The element type that the plan was made for.
-pub(crate) fn dtype(op: &'static str, arg: &'static str, want: DType, got: DType) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Dtype`] ← another one.
+pub fn dtype(op: &'static str, arg: &'static str, want: DType, got: DType) -> Result<()> {
     if want == got { Ok(()) } else { Err(Error::Dtype { op, arg, want, got }) }
 }
 
 /// A tensor is given exactly when the options want it.
-pub(crate) fn given(op: &'static str, arg: &'static str, wanted: bool, given: bool) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Shape`] ← it is missing, or has no meaning.
+pub fn given(op: &'static str, arg: &'static str, wanted: bool, given: bool) -> Result<()> {
     if wanted == given {
         return Ok(());
     }
@@ -157,10 +181,13 @@ pub(crate) fn given(op: &'static str, arg: &'static str, wanted: bool, given: bo
 }
 
 /// A tensor at an address, with its name for messages; address 0 is an absent one.
-pub(crate) type Placed<'a> = (&'static str, CUdeviceptr, &'a Strided);
+pub type Placed<'a> = (&'static str, CUdeviceptr, &'a Strided);
 
 /// Addresses are multiples of their element's size, and not 0 unless `optional`.
-pub(crate) fn address(op: &'static str, (arg, addr, tensor): Placed<'_>, optional: bool) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Align`] ← one that is not.
+pub fn address(op: &'static str, (arg, addr, tensor): Placed<'_>, optional: bool) -> Result<()> {
     let missing = addr == 0 && !optional && tensor.elements() > 0;
     if missing || !addr.is_multiple_of(tensor.size) {
         return Err(Error::Align { op, arg, need: tensor.size, addr });
@@ -169,7 +196,10 @@ pub(crate) fn address(op: &'static str, (arg, addr, tensor): Placed<'_>, optiona
 }
 
 /// Checks one output against everything else that the launch touches.
-pub(crate) fn disjoint(op: &'static str, out: Placed<'_>, others: &[Placed<'_>]) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Alias`] ← it overlaps one of them.
+pub fn disjoint(op: &'static str, out: Placed<'_>, others: &[Placed<'_>]) -> Result<()> {
     for other in others {
         if other.1 != 0 && out.1 != 0 && out.2.overlaps(out.1, other.2, other.1) {
             return Err(Error::Alias { op, a: out.0, b: other.0 });
@@ -179,7 +209,10 @@ pub(crate) fn disjoint(op: &'static str, out: Placed<'_>, others: &[Placed<'_>])
 }
 
 /// Every output against every input and every other output.
-pub(crate) fn all_disjoint(op: &'static str, outputs: &[Placed<'_>], inputs: &[Placed<'_>]) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Alias`] ← two overlap.
+pub fn all_disjoint(op: &'static str, outputs: &[Placed<'_>], inputs: &[Placed<'_>]) -> Result<()> {
     for (i, out) in outputs.iter().enumerate() {
         disjoint(op, *out, inputs)?;
         disjoint(op, *out, &outputs[i + 1..])?;
