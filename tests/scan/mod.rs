@@ -7,6 +7,7 @@ mod edges;
 mod golden;
 mod layout;
 mod limits;
+mod log_cumsum_exp;
 mod mutants;
 mod oracle;
 mod poison;

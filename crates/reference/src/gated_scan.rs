@@ -44,10 +44,10 @@ pub struct Backward {
 }
 
 /// Tokens of one row that share a carry, before flags.
-struct Sequence {
+pub(crate) struct Sequence {
     /// Row of the state tensors, if it has one.
-    state: Option<usize>,
-    row: usize,
+    pub(crate) state: Option<usize>,
+    pub(crate) row: usize,
     tokens: std::ops::Range<usize>,
 }
 
@@ -57,7 +57,7 @@ impl Scan<'_> {
         self.cu_seqlens.map_or(self.batch, |cu| cu.len().saturating_sub(1))
     }
 
-    fn sequences(&self) -> Vec<Sequence> {
+    pub(crate) fn sequences(&self) -> Vec<Sequence> {
         let Some(cu) = self.cu_seqlens else {
             let row = |row| Sequence { state: Some(row), row, tokens: 0..self.seq_len };
             return (0..self.batch).map(row).collect();
@@ -75,18 +75,18 @@ impl Scan<'_> {
         channel >= self.split
     }
 
-    fn is_cut(&self, row: usize, t: usize, channel: usize) -> bool {
+    pub(crate) fn is_cut(&self, row: usize, t: usize, channel: usize) -> bool {
         let bit = u8::from(self.reverse(channel));
         self.flags.is_some_and(|flags| flags[row * self.seq_len + t] >> bit & 1 == 1)
     }
 
     /// Tokens in the order in which the state passes through them.
-    fn order(&self, sequence: &Sequence, channel: usize) -> Vec<usize> {
+    pub(crate) fn order(&self, sequence: &Sequence, channel: usize) -> Vec<usize> {
         let tokens = sequence.tokens.clone();
         if self.reverse(channel) { tokens.rev().collect() } else { tokens.collect() }
     }
 
-    fn at(&self, row: usize, t: usize, channel: usize) -> usize {
+    pub(crate) fn at(&self, row: usize, t: usize, channel: usize) -> usize {
         (row * self.seq_len + t) * self.channels + channel
     }
 

@@ -12,6 +12,7 @@ pub mod gated_scan;
 pub mod gated_ssm;
 pub mod gemm;
 pub mod linear_attention;
+pub mod log_cumsum_exp;
 pub mod measure;
 pub mod rms_norm;
 pub mod short_conv;

@@ -12,6 +12,8 @@
 //!   event tracking off, since waiting for another stream's event ends a capture);
 //! * [`gated_scan`] and [`gated_scan_backward`] allocate their outputs, for trying things out.
 //!
+//! [`log_cumsum_exp`] is the other scan: running sums of exponentials, and LightNet's gates.
+//!
 //! The state is `f32` whatever the elements are. On an error nothing is launched and nothing written.
 //!
 //! # Examples
@@ -35,6 +37,7 @@
 mod allocate;
 mod backward;
 pub mod check;
+pub mod log_cumsum_exp;
 mod memory;
 mod plan;
 pub mod policy;

@@ -128,9 +128,9 @@ impl<T: Element> Uploaded<T> {
     }
 }
 
-/// Shape and options of the user's tensors.
-pub fn shape_and_options<T: Element>(inputs: &Inputs, source: Source) -> Result<(Shape, Options)> {
-    let [batch, tokens, channels] = ['B', 'T', 'D'].map(|letter| inputs.extent(letter));
+/// Shape of the user's tensors; `states` names those that have a row a sequence.
+pub fn shape(inputs: &Inputs, states: &[&str]) -> Result<Shape> {
+    let [batch, tokens, channels] = extents(inputs);
     let shape = match inputs.optional("cu_seqlens") {
         Some(starts) => {
             if batch != 1 {
@@ -145,7 +145,7 @@ pub fn shape_and_options<T: Element>(inputs: &Inputs, source: Source) -> Result<
         }
         None => Shape::dense(batch, tokens, channels),
     };
-    for name in ["h0", "dh_final"] {
+    for name in states {
         if let Some(states) = inputs.optional(name)
             && states.shape[0] != shape.sequences()
         {
@@ -153,7 +153,13 @@ pub fn shape_and_options<T: Element>(inputs: &Inputs, source: Source) -> Result<
             return Err(inputs.wrong(name, why));
         }
     }
-    let split = if inputs.is_set("split") { inputs.parse("split")? } else { channels };
+    Ok(shape)
+}
+
+/// Shape and options of the user's tensors.
+pub fn shape_and_options<T: Element>(inputs: &Inputs, source: Source) -> Result<(Shape, Options)> {
+    let shape = shape(inputs, &["h0", "dh_final"])?;
+    let split = if inputs.is_set("split") { inputs.parse("split")? } else { shape.channels };
     let options = Options { split, deterministic: inputs.parse("deterministic")?, ..Options::new::<T>(source, &shape) };
     Ok((shape, options))
 }

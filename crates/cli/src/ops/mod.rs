@@ -9,6 +9,7 @@ mod gated_scan;
 mod gemm;
 mod inputs;
 mod linear_attention_step;
+mod log_cumsum_exp;
 mod producer_scan;
 mod rms_norm;
 mod short_conv;
@@ -26,6 +27,10 @@ pub static ALL: &[&Operation] = &[
     &producer_scan::RG_LRU,
     &producer_scan::RG_LRU_BACKWARD,
     &linear_attention_step::LINEAR_ATTENTION_STEP,
+    &log_cumsum_exp::FORWARD,
+    &log_cumsum_exp::BACKWARD,
+    &log_cumsum_exp::LIGHT_NET_GATES,
+    &log_cumsum_exp::LIGHT_NET_GATES_BACKWARD,
     &gemm::GEMM,
     &rms_norm::RMS_NORM,
     &embedding::EMBEDDING,
