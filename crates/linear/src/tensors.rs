@@ -1,5 +1,6 @@
 //! The tensors of a forward pass: as the caller's slices, and as device addresses.
 
+use crate::{Error, Result};
 use cudarc::driver::{DevicePtr, DevicePtrMut, sys::CUdeviceptr};
 
 /// What the reverse direction of [`Mode::Bidirectional`](crate::Mode::Bidirectional) reads instead of the forward one's; absent
@@ -134,4 +135,27 @@ pub struct RawOutputs {
     pub normalizer: CUdeviceptr,
     /// Denominators.
     pub denominator: CUdeviceptr,
+}
+
+/// Memory for what a plan's launches leave each other.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RawWorkspace {
+    /// A multiple of 16; any where the plan needs none.
+    pub address: CUdeviceptr,
+    /// Its length.
+    pub bytes: u64,
+}
+
+impl RawWorkspace {
+    /// Large enough and aligned.
+    pub(crate) fn check(self, op: &'static str, need: u64) -> Result<()> {
+        let Self { address, bytes } = self;
+        if bytes < need {
+            return Err(Error::Workspace { op, need, got: bytes });
+        }
+        if need > 0 && (address == 0 || !address.is_multiple_of(16)) {
+            return Err(Error::Align { op, arg: "workspace", need: 16, addr: address });
+        }
+        Ok(())
+    }
 }

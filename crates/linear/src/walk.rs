@@ -4,8 +4,9 @@
 //! `o[t] = scale S^T q[t]`, in the order that [`Order`] says. Forward modes are one or two walks, a backward pass is three with
 //! the roles of the tensors exchanged.
 
-use crate::{DType, Error, Path, Result, Stride, policy};
+use crate::{DType, DeviceInfo, Error, Path, Result, Stride, policy};
 use cudarc::driver::{CudaStream, sys::CUdeviceptr};
+use lookback_kernels::Kernel;
 
 /// A tensor of rows `[batch, token, head / group]`, each contiguous.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -157,9 +158,52 @@ impl Walk {
         crate::policy::resolve(self, path, sm_count)
     }
 
-    /// Bytes of workspace that [`launch`] needs for a resolved path. 0 unless it is [`Path::Parallel`].
-    pub fn workspace_bytes(&self, path: Path) -> u64 {
+    /// What runs this walk where it has no output, if `path` runs one that has.
+    pub fn state_path(&self, path: Path) -> Path {
         let _ = path;
+        Path::Recurrent
+    }
+
+    /// Values of a block's tile on the narrowest path, for the size of the grid.
+    pub fn value_tile(&self) -> usize {
+        policy::recurrent_tile(self.key_dim).map_or(1, |(_, columns)| columns)
+    }
+
+    /// Whether the kernels of a resolved path take this walk, and the device them.
+    ///
+    /// # Errors
+    /// [`Error::NoKernel`], [`Error::Arch`].
+    pub fn check(&self, path: Path, device: &DeviceInfo) -> Result<()> {
+        for kernel in self.kernels(path)? {
+            if !kernel.target.runs_on(device.compute_capability) {
+                let got = device.compute_capability;
+                return Err(Error::Arch { kernel: kernel.entry, need: kernel.target.to_string(), got });
+            }
+        }
+        Ok(())
+    }
+
+    fn kernels(&self, path: Path) -> Result<Vec<&'static Kernel>> {
+        match path {
+            Path::Auto | Path::Recurrent => Ok(vec![self.recurrent()?.0]),
+            Path::Chain | Path::Parallel => Err(self.no_kernel("tensor cores")),
+        }
+    }
+
+    /// The token-by-token kernel, and the values of its tile.
+    fn recurrent(&self) -> Result<(&'static Kernel, usize)> {
+        if self.normalize.is_some() && self.gate.side == Side::Value {
+            return Err(self.no_kernel("decays of values with a normaliser"));
+        }
+        let none = || self.no_kernel("keys token by token");
+        let (tile, columns) = policy::recurrent_tile(self.key_dim).ok_or_else(none)?;
+        let variant = [("key_tile", tile), ("dtype", self.dtype.name())];
+        Ok((lookback_kernels::find("linear_attention_recurrent", &variant).ok_or_else(none)?, columns))
+    }
+
+    /// Bytes of workspace that [`launch`] needs for a resolved path. 0 unless it is [`Path::Parallel`].
+    pub fn workspace_bytes(&self, path: Path, sm_count: u32) -> u64 {
+        let _ = (path, sm_count);
         0
     }
 
@@ -261,13 +305,7 @@ pub(crate) unsafe fn launch(stream: &CudaStream, walk: &Walk, path: Path, worksp
 }
 
 unsafe fn recurrent(stream: &CudaStream, walk: &Walk) -> Result<()> {
-    if walk.normalize.is_some() && walk.gate.side == Side::Value {
-        return Err(walk.no_kernel("decays of values with a normaliser"));
-    }
-    let none = || walk.no_kernel("keys token by token");
-    let (tile, columns) = policy::recurrent_tile(walk.key_dim).ok_or_else(none)?;
-    let variant = [("key_tile", tile), ("dtype", walk.dtype.name())];
-    let kernel = lookback_kernels::find("linear_attention_recurrent", &variant).ok_or_else(none)?;
+    let (kernel, columns) = walk.recurrent()?;
     let blocks = (walk.value_dim.div_ceil(columns) as u64).saturating_mul(walk.sequences as u64);
     let [x, y] = [blocks, walk.heads as u64].map(|n| u32::try_from(n).unwrap_or(u32::MAX));
     let decay = match walk.gate.side {

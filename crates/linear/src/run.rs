@@ -1,0 +1,218 @@
+//! Launching the forward pass.
+
+use crate::{
+    Decay, Inputs, Mode, Outputs, Plan, RawInputs, RawOutputs, RawWorkspace, Read, Result, slices,
+    strided::{self, Placed},
+    walk,
+};
+use cudarc::driver::{CudaStream, DevicePtrMut};
+use lookback_device::Element;
+
+impl Plan {
+    /// The output at every token, and the states after the last, in one launch: two with [`Mode::Bidirectional`] and
+    /// [`Mode::PrefixRead`], three a direction with [`Path::Parallel`](crate::Path::Parallel).
+    ///
+    /// # Shapes
+    /// As the members of [`Inputs`] and [`Outputs`] say, with the plan's type and strides. With `T = 0` states are copied.
+    /// `workspace` has [`workspace_bytes`](Self::workspace_bytes) and may be left out where that is 0.
+    ///
+    /// # Errors
+    /// [`Error::Dtype`](crate::Error::Dtype) ← `T` is not the plan's type; [`Error::Shape`](crate::Error::Shape) ← a slice is too
+    /// short, or one is missing or has no meaning with the plan's options; [`Error::Alias`](crate::Error::Alias) ← an output overlaps
+    /// an input or another output; [`Error::Workspace`](crate::Error::Workspace) ← it is too small. Nothing is written on these.
+    ///
+    /// # Numerics
+    /// States, decays, normalisers and their sums are f32. [`Path::Recurrent`](crate::Path::Recurrent) computes in f32 and rounds
+    /// the output once; the others multiply 16-bit elements on tensor cores. The output of a bidirectional mode in 16 bits is
+    /// rounded after each direction. Log-decays above 0 are the caller's mistake, see [`Decay`].
+    ///
+    /// # Determinism
+    /// Bitwise on one path, whatever the order of blocks.
+    ///
+    /// # Cost
+    /// [`bytes_moved`](Self::bytes_moved) and [`flops`](Self::flops); `q`, `k` and vector decays are read once for every tile of
+    /// values.
+    pub fn run<T: Element>(
+        &self,
+        stream: &CudaStream,
+        inputs: &Inputs<'_, T>,
+        outputs: Outputs<'_, T>,
+        workspace: Option<&mut dyn DevicePtrMut<u8>>,
+    ) -> Result<()> {
+        let (op, layout) = (Self::OP, &self.layout);
+        strided::dtype(op, "inputs", self.options.dtype, T::DTYPE)?;
+        for (arg, tensor, len) in [
+            ("q", &layout.q, Some(inputs.q.len())),
+            ("k", &layout.k, Some(inputs.k.len())),
+            ("v", &layout.v, Some(inputs.v.len())),
+            ("g", &layout.g, inputs.g.map(|s| s.len())),
+            ("bonus", &layout.bonus, inputs.bonus.map(|s| s.len())),
+            ("flags", &layout.flags, inputs.flags.map(|s| s.len())),
+            ("cu_seqlens", &layout.cu_seqlens, inputs.cu_seqlens.map(|s| s.len())),
+            ("prefix_len", &layout.prefix_len, inputs.prefix_len.map(|s| s.len())),
+            ("state", &layout.states, inputs.state.map(|s| s.len())),
+            ("normalizer", &layout.sums, inputs.normalizer.map(|s| s.len())),
+            ("reverse.q", &layout.q, inputs.reverse.q.map(|s| s.len())),
+            ("reverse.k", &layout.k, inputs.reverse.k.map(|s| s.len())),
+            ("reverse.g", &layout.g, inputs.reverse.g.map(|s| s.len())),
+            ("reverse.state", &layout.states, inputs.reverse.state.map(|s| s.len())),
+            ("o", &layout.o, Some(outputs.o.len())),
+            ("final state", &layout.states, outputs.state.as_ref().map(|s| s.len())),
+            ("final reverse state", &layout.states, outputs.reverse_state.as_ref().map(|s| s.len())),
+            ("final normalizer", &layout.sums, outputs.normalizer.as_ref().map(|s| s.len())),
+            ("denominator", &layout.denominator, outputs.denominator.as_ref().map(|s| s.len())),
+        ] {
+            len.map_or(Ok(()), |len| strided::length(op, arg, tensor, len))?;
+        }
+        let bytes = workspace.as_ref().map_or(0, |w| w.len() as u64);
+        let (q, _q) = slices::input(Some(inputs.q), stream);
+        let (k, _k) = slices::input(Some(inputs.k), stream);
+        let (v, _v) = slices::input(Some(inputs.v), stream);
+        let (g, _g) = slices::input(inputs.g, stream);
+        let (bonus, _bonus) = slices::input(inputs.bonus, stream);
+        let (flags, _flags) = slices::input(inputs.flags, stream);
+        let (cu_seqlens, _cu_seqlens) = slices::input(inputs.cu_seqlens, stream);
+        let (prefix_len, _prefix_len) = slices::input(inputs.prefix_len, stream);
+        let (state, _state) = slices::input(inputs.state, stream);
+        let (normalizer, _normalizer) = slices::input(inputs.normalizer, stream);
+        let (reverse_q, _reverse_q) = slices::input(inputs.reverse.q, stream);
+        let (reverse_k, _reverse_k) = slices::input(inputs.reverse.k, stream);
+        let (reverse_g, _reverse_g) = slices::input(inputs.reverse.g, stream);
+        let (reverse_state, _reverse_state) = slices::input(inputs.reverse.state, stream);
+        let raw = RawInputs {
+            q,
+            k,
+            v,
+            g,
+            bonus,
+            flags,
+            cu_seqlens,
+            prefix_len,
+            state,
+            normalizer,
+            reverse_q,
+            reverse_k,
+            reverse_g,
+            reverse_state,
+        };
+        let (o, _o) = slices::output(Some(outputs.o), stream);
+        let (state, _final_state) = slices::output(outputs.state, stream);
+        let (reverse_state, _final_reverse) = slices::output(outputs.reverse_state, stream);
+        let (normalizer, _final_normalizer) = slices::output(outputs.normalizer, stream);
+        let (denominator, _denominator) = slices::output(outputs.denominator, stream);
+        let (address, _workspace) = slices::output(workspace, stream);
+        let out = RawOutputs { o, state, reverse_state, normalizer, denominator };
+        // SAFETY: the slices live on the stream's context, have the elements that the plan's strides reach, and their guards are
+        // held until the launches are queued; the workspace is borrowed for them alone.
+        unsafe { self.run_raw(stream, &raw, &out, RawWorkspace { address, bytes }) }
+    }
+
+    /// Whether each tensor that the options want is there, and none that they have no use for.
+    fn check_presence(&self, inputs: &RawInputs, outputs: &RawOutputs) -> Result<()> {
+        let (op, options, layout) = (Self::OP, &self.options, &self.layout);
+        // An empty tensor may have no address.
+        let exactly = |(arg, address, tensor): Placed<'_>, wanted: bool| match address == 0 && tensor.elements() == 0 {
+            true => Ok(()),
+            false => strided::given(op, arg, wanted, address != 0),
+        };
+        exactly(("g", inputs.g, &layout.g), options.decay != Decay::None)?;
+        exactly(("cu_seqlens", inputs.cu_seqlens, &layout.cu_seqlens), self.shape.packed.is_some())?;
+        exactly(("prefix_len", inputs.prefix_len, &layout.prefix_len), options.mode == Mode::PrefixRead)?;
+        if options.mode == Mode::PrefixState {
+            exactly(("state", inputs.state, &layout.states), true)?;
+        }
+        let only = |arg, there: bool, meant: bool| strided::given(op, arg, there && meant, there);
+        only("bonus", inputs.bonus != 0, options.read == Read::ExclusiveBonus)?;
+        for (arg, address) in [
+            ("normalizer", inputs.normalizer),
+            ("final normalizer", outputs.normalizer),
+            ("denominator", outputs.denominator),
+        ] {
+            only(arg, address != 0, options.normalize.is_some())?;
+        }
+        for (arg, address) in [
+            ("reverse.q", inputs.reverse_q),
+            ("reverse.k", inputs.reverse_k),
+            ("reverse.state", inputs.reverse_state),
+            ("final reverse state", outputs.reverse_state),
+        ] {
+            only(arg, address != 0, options.mode == Mode::Bidirectional)?;
+        }
+        let decays_both_ways = options.mode == Mode::Bidirectional && options.decay != Decay::None;
+        only("reverse.g", inputs.reverse_g != 0, decays_both_ways)
+    }
+
+    /// As [`run`](Self::run) on device addresses.
+    ///
+    /// # Errors
+    /// [`Error::Align`](crate::Error::Align), [`Error::Alias`](crate::Error::Alias), [`Error::Shape`](crate::Error::Shape),
+    /// [`Error::Workspace`](crate::Error::Workspace), and those of [`lookback_device::launch()`].
+    ///
+    /// # Safety
+    /// * Every address that is not 0 is readable (inputs) or writable (outputs, workspace) over the plan's shape and strides until the
+    ///   launches have ended.
+    /// * Nothing else writes that memory meanwhile, and nothing reads the outputs.
+    pub unsafe fn run_raw(
+        &self,
+        stream: &CudaStream,
+        inputs: &RawInputs,
+        outputs: &RawOutputs,
+        workspace: RawWorkspace,
+    ) -> Result<()> {
+        let (op, layout) = (Self::OP, &self.layout);
+        self.check_presence(inputs, outputs)?;
+        let required: [Placed<'_>; 3] =
+            [("q", inputs.q, &layout.q), ("k", inputs.k, &layout.k), ("v", inputs.v, &layout.v)];
+        let optional: [Placed<'_>; 11] = [
+            ("g", inputs.g, &layout.g),
+            ("bonus", inputs.bonus, &layout.bonus),
+            ("flags", inputs.flags, &layout.flags),
+            ("cu_seqlens", inputs.cu_seqlens, &layout.cu_seqlens),
+            ("prefix_len", inputs.prefix_len, &layout.prefix_len),
+            ("state", inputs.state, &layout.states),
+            ("normalizer", inputs.normalizer, &layout.sums),
+            ("reverse.q", inputs.reverse_q, &layout.q),
+            ("reverse.k", inputs.reverse_k, &layout.k),
+            ("reverse.g", inputs.reverse_g, &layout.g),
+            ("reverse.state", inputs.reverse_state, &layout.states),
+        ];
+        let need = self.workspace_bytes();
+        let scratch = strided::Strided::dense([1, 1, 1], usize::try_from(need).unwrap_or(usize::MAX), 1);
+        let written: [Placed<'_>; 6] = [
+            ("o", outputs.o, &layout.o),
+            ("final state", outputs.state, &layout.states),
+            ("final reverse state", outputs.reverse_state, &layout.states),
+            ("final normalizer", outputs.normalizer, &layout.sums),
+            ("denominator", outputs.denominator, &layout.denominator),
+            ("workspace", workspace.address, &scratch),
+        ];
+        required.iter().chain(&written[..1]).try_for_each(|placed| strided::address(op, *placed, false))?;
+        optional.iter().chain(&written[1..]).try_for_each(|placed| strided::address(op, *placed, true))?;
+        strided::all_disjoint(op, &written, &[&required[..], &optional[..]].concat())?;
+        workspace.check(op, need)?;
+
+        let RawWorkspace { address, .. } = workspace;
+        let segments = address + self.prefix_bytes();
+        match self.options.mode {
+            Mode::PrefixRead => {
+                let sums = address + layout.states.bytes();
+                let normalizer = if self.options.normalize.is_some() { sums } else { 0 };
+                let prefix = self.prefix_walk(inputs, address, normalizer);
+                // SAFETY: the caller's promise covers the addresses, sizes and strides were checked, and the workspace has room for
+                // the states and sums of the prefixes before that of the segments.
+                unsafe { walk::launch(stream, &prefix, prefix.state_path(self.path), segments) }?;
+                let inputs = RawInputs { state: address, normalizer, ..*inputs };
+                // SAFETY: as above.
+                unsafe { walk::launch(stream, &self.walk(&inputs, outputs), self.path, segments) }
+            }
+            Mode::Bidirectional => {
+                // SAFETY: as above. The launches follow each other on the stream, so both may use the workspace.
+                unsafe { walk::launch(stream, &self.walk(inputs, outputs), self.path, segments) }?;
+                // SAFETY: as above.
+                unsafe { walk::launch(stream, &self.reverse_walk(inputs, outputs), self.path, segments) }
+            }
+            // SAFETY: as above.
+            _ => unsafe { walk::launch(stream, &self.walk(inputs, outputs), self.path, segments) },
+        }
+    }
+}
