@@ -3,5 +3,6 @@
 mod assets;
 mod device;
 mod files;
+mod golden;
 mod packed;
 mod support;

@@ -5,10 +5,13 @@
 mod argmax;
 mod counters;
 mod cross_entropy;
+mod decay_gate;
 mod embedding;
 mod gate;
 mod gemm;
+mod head_scale;
 mod modes;
+mod residual_norm;
 mod rms_norm;
 mod short_conv;
 mod support;
