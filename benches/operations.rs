@@ -10,7 +10,7 @@ use lookback_device::{
     DeviceInfo, Element,
     cudarc::driver::{CudaSlice, CudaStream, sys::CUevent_flags},
 };
-use lookback_nn::{Activation, Param, argmax, cross_entropy, embedding, gate, gemm, rms_norm, short_conv};
+use lookback_nn::{Activation, Param, argmax, cross_entropy, embedding, gate, gemm, rms_norm, short_convolution};
 use lookback_scan::{
     BackwardInputs, BackwardOutputs, BackwardPlan, GateGradients, Gates, Inputs, Options, Outputs, Plan, Shape, Source,
     Workspace,
@@ -193,11 +193,13 @@ fn nn_cases(info: &DeviceInfo, rows: usize, width: usize) -> Vec<Case> {
     let gated =
         case("gate", plan.bytes_moved(), Box::new(move |_| plan.run(&stream(), &a, &b, &mut c).expect("launch")));
 
-    let options = short_conv::Options { dtype, activation: Activation::Silu };
-    let plan = short_conv::Plan::new(&short_conv::Shape::dense(1, rows, width, 4), &options, info).expect("good");
+    let options = short_convolution::Options { dtype, activation: Activation::Silu };
+    let plan = short_convolution::Plan::new(&short_convolution::Shape::dense(1, rows, width, 4), &options, info)
+        .expect("good");
     let (a, w, mut c) = (x(), tensor(width * 4, 0.25), y());
-    let launch = move |_| plan.run(&stream(), &a, &w, short_conv::Inputs::default(), &mut c, None).expect("launch");
-    let conv = case("short_conv", tensor_bytes(rows, width, 2), Box::new(launch));
+    let launch =
+        move |_| plan.run(&stream(), &a, &w, short_convolution::Inputs::default(), &mut c, None).expect("launch");
+    let conv = case("short_convolution", tensor_bytes(rows, width, 2), Box::new(launch));
 
     let shape = embedding::Shape::dense(rows, 1, rows, width);
     let plan = embedding::Plan::new(&shape, &embedding::Options { dtype }, info).expect("good");

@@ -3,7 +3,10 @@
 
 use crate::scan::case::{Case, SOURCES};
 use lookback_device::{Class, DType, DeviceInfo, Error};
-use lookback_nn::{Activation, argmax, cross_entropy, embedding, gate, gemm, rms_norm, short_conv};
+use lookback_nn::{
+    Activation, argmax, cross_entropy, embedding, gate, gemm, rms_norm,
+    short_convolution::{self, Window},
+};
 use lookback_scan as scan;
 use proptest::{
     prelude::{Just, ProptestConfig, Strategy, any, prop_oneof},
@@ -126,12 +129,13 @@ proptest! {
             &device,
         );
         blamed.push(plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]));
-        let plan = short_conv::Plan::new(
-            &short_conv::Shape {
-                batch: rows, tokens: third, channels: width, taps: fourth,
+        let plan = short_convolution::Plan::new(
+            &short_convolution::Shape {
+                batch: rows, tokens: third, channels: width, taps: fourth, window: Window::Centred,
+                packed: (one > 0).then_some(fourth),
                 x_stride_batch: one, x_stride_token: two, out_stride_batch: three, out_stride_token: four,
             },
-            &short_conv::Options { dtype, activation: Activation::Silu },
+            &short_convolution::Options { dtype, activation: Activation::Silu },
             &device,
         );
         blamed.push(plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]));

@@ -6,7 +6,7 @@ use lookback_device::Element;
 use lookback_nn::{
     Activation, Param, argmax, cross_entropy, embedding, gate,
     gemm::{self, Policy, Tile},
-    rms_norm, short_conv,
+    rms_norm, short_convolution,
 };
 use lookback_suite::{buffer::upload, counters::Counters, device, random::Random};
 
@@ -116,19 +116,20 @@ fn streams<T: Element>() {
     counters.assert_coalesced("embedding");
     counters.assert_streams("embedding", plan.bytes_moved());
 
-    let options = short_conv::Options { dtype: T::DTYPE, activation: Activation::Silu };
-    let plan = short_conv::Plan::new(&short_conv::Shape::dense(1, rows, width, 4), &options, &info).unwrap();
+    let options = short_convolution::Options { dtype: T::DTYPE, activation: Activation::Silu };
+    let plan =
+        short_convolution::Plan::new(&short_convolution::Shape::dense(1, rows, width, 4), &options, &info).unwrap();
     let flags = upload(&vec![0_u8; rows]);
     let run = || {
-        let inputs = short_conv::Inputs { flags: Some(&flags), ..Default::default() };
+        let inputs = short_convolution::Inputs { flags: Some(&flags), ..Default::default() };
         plan.run(&stream, &x.view(), &y.view(), inputs, &mut out.view_mut(), None).unwrap();
     };
     let Some(counters) = Counters::of(run) else { return };
     // A thread's weights lie together, so reading them is not coalesced; they come from the cache for all runs but the first.
     let stores = |name: &str| counters.number(&format!("global_stores/{name}"));
-    assert_eq!(stores("sectors"), stores("ideal_sectors"), "short_conv");
+    assert_eq!(stores("sectors"), stores("ideal_sectors"), "short_convolution");
     let states = 2 * (3 * width * T::DTYPE.size()) as u64;
-    counters.assert_streams("short_conv", plan.bytes_moved() - states);
+    counters.assert_streams("short_convolution", plan.bytes_moved() - states);
 }
 
 #[test]

@@ -13,5 +13,5 @@ mod head_scale;
 mod modes;
 mod residual_norm;
 mod rms_norm;
-mod short_conv;
+mod short_convolution;
 mod support;

@@ -6,7 +6,7 @@ use lookback_device::Element;
 use lookback_nn::{
     Activation, Param, argmax, cross_entropy,
     gemm::{self, Policy, Tile},
-    rms_norm, short_conv,
+    rms_norm, short_convolution,
 };
 use lookback_reference::gemm as oracle;
 use lookback_suite::{
@@ -87,9 +87,9 @@ fn everything() -> Vec<f64> {
     let (tokens, channels) = (100, 40);
     let x = Input::<bf16>::dense(&a[..tokens * channels]);
     let mut out = Output::<bf16>::new(Layout::dense(tokens, channels));
-    let options = short_conv::Options { dtype: bf16::DTYPE, activation: Activation::Silu };
-    let shape = short_conv::Shape::dense(1, tokens, channels, 4);
-    let plan = short_conv::Plan::new(&shape, &options, &device::info()).unwrap();
+    let options = short_convolution::Options { dtype: bf16::DTYPE, activation: Activation::Silu };
+    let shape = short_convolution::Shape::dense(1, tokens, channels, 4);
+    let plan = short_convolution::Plan::new(&shape, &options, &device::info()).unwrap();
     let weight = Input::<bf16>::dense(&b[..4 * channels]);
     plan.run(&stream, &x.view(), &weight.view(), Default::default(), &mut out.view_mut(), None).unwrap();
     device::finish();

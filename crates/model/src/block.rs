@@ -4,7 +4,7 @@ use crate::pass::Pass;
 use crate::weights::Weights;
 use cudarc::driver::{CudaSlice, CudaStream};
 use lookback_device::{Result, driver};
-use lookback_nn::{Param, short_conv};
+use lookback_nn::{Param, short_convolution};
 use lookback_scan as scan;
 use std::sync::Arc;
 
@@ -47,7 +47,11 @@ impl Block {
         let Pass { plans, flags, residual, normed, mixed, gates, hidden, gated, workspace, .. } = pass;
         // x = conv(rms_norm(residual))
         plans.norm.run(stream, residual, Param::Same(&self.norm), normed, None)?;
-        let inputs = short_conv::Inputs { bias: None, flags: Some(flags), state: before.map(|carry| &carry.taps as _) };
+        let inputs = short_convolution::Inputs {
+            flags: Some(flags),
+            state: before.map(|carry| &carry.taps as _),
+            ..Default::default()
+        };
         plans.conv.run(stream, normed, &self.conv, inputs, mixed, Some(&mut after.taps))?;
         // i, z, o, f = in_proj(x)
         plans.in_proj.run(stream, mixed, &self.in_weight, Param::Same(&self.in_bias), gates)?;

@@ -6,7 +6,7 @@ use crate::phonebook::{IDS_PER_TOKEN, TABLE_ROWS, Token};
 use crate::weights::CLASSES;
 use cudarc::driver::{CudaSlice, CudaStream};
 use lookback_device::{DType, DeviceInfo, Result, driver};
-use lookback_nn::{Activation, Param, embedding, gate, gemm, rms_norm, short_conv};
+use lookback_nn::{Activation, Param, embedding, gate, gemm, rms_norm, short_convolution};
 use lookback_scan as scan;
 use std::sync::Arc;
 
@@ -46,7 +46,7 @@ pub(crate) struct Pass {
 pub(crate) struct Plans {
     embed: embedding::Plan,
     pub norm: rms_norm::Plan,
-    pub conv: short_conv::Plan,
+    pub conv: short_convolution::Plan,
     pub in_proj: gemm::Plan,
     pub forward_scan: scan::Plan,
     pub half_reversed_scan: scan::Plan,
@@ -76,7 +76,7 @@ impl Pass {
         let memory = |elements| stream.alloc_zeros::<f32>(elements).map_err(|e| driver(e, "allocate activations"));
         let linear = |m, n, k| gemm::Plan::new(&gemm::Shape::linear(m, n, k), &gemm::Options::new(F32), device);
         let norm = |shape| rms_norm::Plan::new(&shape, &rms_norm::Options { dtype: F32, eps: config.eps }, device);
-        let conv = short_conv::Options { dtype: F32, activation: Activation::None };
+        let conv = short_convolution::Options { dtype: F32, activation: Activation::None };
         let gelu = gate::Options { dtype: F32, activation: Activation::Gelu };
         let open = gate::Shape { x_stride: 4 * state as i64, ..gate::Shape::dense(tokens, state) };
         let table = embedding::Shape::dense(tokens, IDS_PER_TOKEN, TABLE_ROWS, width);
@@ -84,7 +84,11 @@ impl Pass {
         let plans = Plans {
             embed: embedding::Plan::new(&table, &embedding::Options { dtype: F32 }, device)?,
             norm: norm(rms_norm::Shape::dense(tokens, width))?,
-            conv: short_conv::Plan::new(&short_conv::Shape::dense(rows, len, width, CONV_TAPS), &conv, device)?,
+            conv: short_convolution::Plan::new(
+                &short_convolution::Shape::dense(rows, len, width, CONV_TAPS),
+                &conv,
+                device,
+            )?,
             in_proj: linear(tokens, 4 * state, width)?,
             forward_scan: gates_scan(config, device, rows, len, state)?,
             half_reversed_scan: gates_scan(config, device, rows, len, state / 2)?,

@@ -99,6 +99,15 @@ fn spans(op: &'static str, arg: &'static str, rows: &Rows, least: i64, need: &'s
     Ok(())
 }
 
+/// A tensor that must be there exactly when the shape asks for it.
+pub(crate) fn given(op: &'static str, arg: &'static str, wanted: bool, is_there: bool) -> Result<()> {
+    if wanted == is_there {
+        return Ok(());
+    }
+    let want = if wanted { "given for this shape" } else { "absent for this shape" };
+    Err(Error::Shape { op, arg, want: want.into(), got: Vec::new() })
+}
+
 /// A slice with at least `need` elements.
 pub(crate) fn length(op: &'static str, arg: &'static str, need: u64, got: usize) -> Result<()> {
     if got as u64 >= need {

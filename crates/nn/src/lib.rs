@@ -47,7 +47,7 @@ mod param;
 pub mod residual_norm;
 pub mod rms_norm;
 mod rows;
-pub mod short_conv;
+pub mod short_convolution;
 
 pub use activation::Activation;
 pub use lookback_device::{DType, DeviceInfo, Element, Error, Result};

@@ -17,6 +17,10 @@ pub enum Activation {
 }
 
 impl Activation {
+    /// Every function.
+    pub const ALL: [Activation; 5] =
+        [Activation::None, Activation::Gelu, Activation::Silu, Activation::Sigmoid, Activation::Relu];
+
     /// The value at `x`.
     pub fn of(self, x: f64) -> f64 {
         match self {
@@ -30,6 +34,25 @@ impl Activation {
             Activation::Relu => x,
         }
     }
+
+    /// The derivative at `x`; relu has 0 at 0.
+    pub fn slope(self, x: f64) -> f64 {
+        let s = sigmoid(x);
+        match self {
+            Activation::None => 1.0,
+            Activation::Gelu => {
+                // Gelu is x sigmoid(2 u) with u = sqrt(2/pi) (x + 0.044715 x^3).
+                let factor = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
+                let s = sigmoid(factor * (x + 0.044715 * x.powi(3)));
+                s + x * s * (1.0 - s) * factor * (1.0 + 3.0 * 0.044715 * x * x)
+            }
+            Activation::Silu => s * (1.0 + x * (1.0 - s)),
+            Activation::Sigmoid => s * (1.0 - s),
+            Activation::Relu if x.is_nan() => x,
+            Activation::Relu if x > 0.0 => 1.0,
+            Activation::Relu => 0.0,
+        }
+    }
 }
 
 fn sigmoid(x: f64) -> f64 {
@@ -39,6 +62,17 @@ fn sigmoid(x: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slopes_by_differences() {
+        for activation in Activation::ALL {
+            for x in [-7.3, -1.1, -0.2, 0.4, 2.9, 11.0] {
+                let step = 1e-6;
+                let slope = (activation.of(x + step) - activation.of(x - step)) / (2.0 * step);
+                assert!((slope - activation.slope(x)).abs() < 1e-8, "{activation:?} at {x}");
+            }
+        }
+    }
 
     #[test]
     fn known_values() {

@@ -24,4 +24,4 @@ pub mod mamba2;
 pub mod measure;
 pub mod residual_norm;
 pub mod rms_norm;
-pub mod short_conv;
+pub mod short_convolution;

@@ -12,7 +12,7 @@ mod linear_attention_step;
 mod log_cumsum_exp;
 mod producer_scan;
 mod rms_norm;
-mod short_conv;
+mod short_convolution;
 
 pub use inputs::{AttributeSpec, Case, Inputs, Operation, TensorSpec, Values};
 
@@ -35,7 +35,7 @@ pub static ALL: &[&Operation] = &[
     &rms_norm::RMS_NORM,
     &embedding::EMBEDDING,
     &gate::GATE,
-    &short_conv::SHORT_CONV,
+    &short_convolution::SHORT_CONVOLUTION,
     &argmax::ARGMAX,
     &cross_entropy::CROSS_ENTROPY,
 ];

@@ -3,9 +3,9 @@ use half::{bf16, f16};
 use lookback_device::{DType, Element, Error};
 use lookback_nn::{
     Activation,
-    short_conv::{Inputs, Options, Plan, RawInputs, Shape},
+    short_convolution::{Inputs, Options, Plan, RawInputs, Shape, Window},
 };
-use lookback_reference::short_conv::{Conv, forward};
+use lookback_reference::short_convolution::{Conv, forward};
 use lookback_suite::{
     buffer::{download, upload},
     device,
@@ -25,15 +25,28 @@ struct Case {
     with_flags: bool,
     with_state: bool,
     activation: Activation,
+    centred: bool,
+    /// Where packed sequences begin and end.
+    starts: Option<&'static [i32]>,
+}
+
+impl Case {
+    fn shape(self) -> Shape {
+        let Case { batch, tokens, channels, taps, .. } = self;
+        let dense = Shape::dense(batch, tokens, channels, taps);
+        let window = if self.centred { Window::Centred } else { Window::Causal };
+        Shape { window, packed: self.starts.map(|s| s.len() - 1), ..dense }
+    }
 }
 
 fn check<T: Element>(case: Case) {
-    let Case { batch, tokens, channels, taps, gap, shift, activation, .. } = case;
+    let Case { batch, tokens, channels, taps, gap, shift, activation, centred, starts, .. } = case;
+    let sequences = case.shape().sequences();
     let mut random = Random::new((batch * 100_000 + tokens * 1000 + channels) as u64);
     let x = random.normals::<T>(batch * tokens * channels);
     let weight = random.normals::<T>(channels * taps);
     let bias = case.with_bias.then(|| random.normals::<T>(channels));
-    let state = case.with_state.then(|| random.normals::<T>(batch * (taps - 1) * channels));
+    let state = case.with_state.then(|| random.normals::<T>(sequences * (taps - 1) * channels));
     // Bit 1 means nothing here.
     let flags: Option<Vec<u8>> =
         case.with_flags.then(|| (0..batch * tokens).map(|_| u8::from(random.below(4) == 0) | 2).collect());
@@ -42,7 +55,7 @@ fn check<T: Element>(case: Case) {
     let x_in = Input::<T>::new(&x, layout);
     let weight_in = Input::<T>::new(&weight, Layout::dense(1, channels * taps).shift(shift));
     let bias_in = bias.as_ref().map(|b| Input::<T>::new(b, Layout::dense(1, channels).shift(shift)));
-    let rows = batch * (taps - 1);
+    let rows = sequences * (taps - 1);
     let state_in = state.as_ref().map(|s| Input::<T>::new(s, Layout::dense(rows, channels).shift(shift)));
     let flags_in = flags.as_ref().map(|f| upload(&[&f[..], &[0]].concat()));
     let mut out = Output::<T>::new(layout.gap(2 * gap));
@@ -53,11 +66,15 @@ fn check<T: Element>(case: Case) {
         x_stride_batch: tokens as i64 * token(gap),
         out_stride_token: token(2 * gap),
         out_stride_batch: tokens as i64 * token(2 * gap),
-        ..Shape::dense(batch, tokens, channels, taps)
+        ..case.shape()
     };
     let plan = Plan::new(&shape, &Options { dtype: T::DTYPE, activation }, &device::info()).unwrap();
     let (bias_view, state_view) = (bias_in.as_ref().map(Input::view), state_in.as_ref().map(Input::view));
-    let mut inputs = Inputs { bias: None, flags: None, state: None };
+    let starts_in = starts.map(upload);
+    let mut inputs = Inputs::default();
+    if let Some(starts) = &starts_in {
+        inputs.cu_seqlens = Some(starts);
+    }
     if let Some(view) = &bias_view {
         inputs.bias = Some(view);
     }
@@ -68,23 +85,27 @@ fn check<T: Element>(case: Case) {
         inputs.flags = Some(flags);
     }
     let (mut out_view, mut state_out_view) = (out.view_mut(), state_out.view_mut());
-    plan.run(&device::stream(), &x_in.view(), &weight_in.view(), inputs, &mut out_view, Some(&mut state_out_view))
-        .unwrap();
+    let state_out_view = if centred { None } else { Some(&mut state_out_view as _) };
+    plan.run(&device::stream(), &x_in.view(), &weight_in.view(), inputs, &mut out_view, state_out_view).unwrap();
     device::finish();
     let conv = Conv {
         batch,
         tokens,
         channels,
         taps,
+        centred,
         bias: bias.as_deref(),
         flags: flags.as_deref(),
+        starts,
         state: state.as_deref(),
         activation: reference(activation),
     };
     let expected = forward(&conv, &x, &weight);
-    let what = format!("short_conv {} {case:?}", T::DTYPE);
+    let what = format!("short_convolution {} {case:?}", T::DTYPE);
     assert_close(&what, &out.read(), &expected.out, channels.max(1), gate(T::DTYPE));
-    assert_close(&format!("{what} state"), &state_out.read(), &expected.state, channels.max(1), Gate::EXACT);
+    if !centred {
+        assert_close(&format!("{what} state"), &state_out.read(), &expected.state, channels.max(1), Gate::EXACT);
+    }
 }
 
 fn sizes<T: Element>() {
@@ -100,12 +121,25 @@ fn sizes<T: Element>() {
         with_flags: true,
         with_state: true,
         activation: Activation::Silu,
+        centred: false,
+        starts: None,
     };
-    for taps in [2, 3, 4] {
-        for tokens in [0, 1, 2, 3, 4, 7, 8, 9, 70] {
+    for taps in [2, 3, 4, 5, 7] {
+        for tokens in [0, 1, 3, 8, 9, 38] {
             check::<T>(Case { tokens, taps, ..base });
             check::<T>(Case { tokens, taps, channels: 5, with_flags: false, ..base });
             check::<T>(Case { tokens, taps, gap: vec, with_state: false, with_bias: false, ..base });
+        }
+        let centred = Case { taps, centred: true, with_state: false, ..base };
+        for tokens in [1, 3, 9, 38] {
+            check::<T>(Case { tokens, ..centred });
+            check::<T>(Case { tokens, channels: 5, with_flags: false, ..centred });
+        }
+        // Sequences: empty, of one token, of a run and a token, empty at the end; three tokens belong to none.
+        let packed = Case { batch: 1, tokens: 40, starts: Some(&[0, 0, 5, 6, 23, 23, 32, 37, 37]), ..base };
+        for case in [packed, Case { with_flags: false, channels: 5, ..packed }] {
+            check::<T>(Case { taps, ..case });
+            check::<T>(Case { taps, with_state: false, centred: true, ..case });
         }
     }
     for channels in [0, 1, 130, 129 * vec] {
@@ -125,22 +159,22 @@ fn sizes<T: Element>() {
 }
 
 #[test]
-fn short_conv__f32() {
+fn short_convolution__f32() {
     sizes::<f32>();
 }
 
 #[test]
-fn short_conv__f16() {
+fn short_convolution__f16() {
     sizes::<f16>();
 }
 
 #[test]
-fn short_conv__bf16() {
+fn short_convolution__bf16() {
     sizes::<bf16>();
 }
 
 #[test]
-fn short_conv__token_by_token_in_place_is_bitwise_the_whole() {
+fn short_convolution__token_by_token_in_place_is_bitwise_the_whole() {
     let (batch, tokens, channels, taps) = (2, 11, 24, 4);
     let mut random = Random::new(4);
     let x = random.normals::<f32>(batch * tokens * channels);
@@ -176,7 +210,7 @@ fn short_conv__token_by_token_in_place_is_bitwise_the_whole() {
 }
 
 #[test]
-fn short_conv__time_major_output() {
+fn short_convolution__time_major_output() {
     // out as [tokens, batch, channels].
     let (batch, tokens, channels, taps) = (3, 6, 8, 3);
     let mut random = Random::new(8);
@@ -197,8 +231,10 @@ fn short_conv__time_major_output() {
         tokens,
         channels,
         taps,
+        centred: false,
         bias: None,
         flags: None,
+        starts: None,
         state: None,
         activation: reference(Activation::None),
     };
@@ -211,7 +247,7 @@ fn short_conv__time_major_output() {
 }
 
 #[test]
-fn short_conv__nan_stays_in_its_window() {
+fn short_convolution__nan_stays_in_its_window() {
     let (tokens, channels, taps) = (20, 8, 4);
     let mut x = Random::new(6).normals::<f32>(tokens * channels);
     x[5 * channels + 3] = f64::NAN;
@@ -231,8 +267,10 @@ fn short_conv__nan_stays_in_its_window() {
         tokens,
         channels,
         taps,
+        centred: false,
         bias: None,
         flags: Some(&flags),
+        starts: None,
         state: None,
         activation: reference(Activation::Silu),
     };
@@ -242,13 +280,16 @@ fn short_conv__nan_stays_in_its_window() {
 }
 
 #[test]
-fn short_conv__bad_calls_are_refused() {
+fn short_convolution__bad_calls_are_refused() {
     let info = device::info();
     let options = Options { dtype: DType::F32, activation: Activation::None };
     let dense = Shape::dense(2, 4, 8, 4);
     let refused = |shape: Shape| Plan::new(&shape, &options, &info).unwrap_err();
     assert!(matches!(refused(Shape { taps: 1, ..dense }), Error::Range { arg: "taps", .. }));
-    assert!(matches!(refused(Shape { taps: 5, ..dense }), Error::Range { arg: "taps", .. }));
+    assert!(matches!(refused(Shape { taps: 8, ..dense }), Error::Range { arg: "taps", .. }));
+    assert!(matches!(refused(Shape { taps: 6, ..dense }), Error::NoKernel { .. }));
+    assert!(matches!(refused(Shape { packed: Some(2), ..dense }), Error::Range { arg: "batch", .. }));
+    assert!(matches!(refused(Shape { packed: Some(0), ..dense }), Error::Range { arg: "packed", .. }));
     assert!(matches!(refused(Shape { batch: 65_536, ..dense }), Error::Range { arg: "batch", .. }));
     assert!(matches!(refused(Shape { out_stride_token: 7, ..dense }), Error::Layout { arg: "out", .. }));
     assert!(matches!(refused(Shape { out_stride_batch: 31, ..dense }), Error::Layout { arg: "out", .. }));
@@ -264,6 +305,17 @@ fn short_conv__bad_calls_are_refused() {
     // SAFETY: the host refuses the call before any launch.
     let error = unsafe { plan.run_raw(&device::stream(), x_at, weight_at, RawInputs::default(), x_at, 0) }.unwrap_err();
     assert!(matches!(error, Error::Alias { a: "out", b: "x", .. }), "{error}");
+    let centred = Plan::new(&dense.centred(), &options, &info).unwrap();
+    let state = x.view();
+    let inputs = Inputs { state: Some(&state), ..Inputs::default() };
+    let error =
+        centred.run(&device::stream(), &x.view(), &weight.view(), inputs, &mut out.view_mut(), None).unwrap_err();
+    assert!(matches!(error, Error::Shape { arg: "state", .. }), "{error}");
+    let packed = Plan::new(&Shape::packed(2, 8, 8, 4), &options, &info).unwrap();
+    let inputs = Inputs::default();
+    let error =
+        packed.run(&device::stream(), &x.view(), &weight.view(), inputs, &mut out.view_mut(), None).unwrap_err();
+    assert!(matches!(error, Error::Shape { arg: "cu_seqlens", .. }), "{error}");
     device::finish();
     assert!(out.read().iter().all(|v| v.is_nan()), "nothing may be written on an error");
 }
