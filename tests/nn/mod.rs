@@ -8,6 +8,7 @@ mod cross_entropy;
 mod decay_gate;
 mod embedding;
 mod gate;
+mod gated_rms_norm;
 mod gemm;
 mod head_scale;
 mod modes;

@@ -40,6 +40,7 @@ pub mod cross_entropy;
 pub mod decay_gate;
 pub mod embedding;
 pub mod gate;
+pub mod gated_rms_norm;
 pub mod gemm;
 pub mod head_scale;
 mod memory;

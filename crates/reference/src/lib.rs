@@ -9,6 +9,7 @@ pub mod cross_entropy;
 pub mod decay_gate;
 pub mod embedding;
 pub mod gate;
+pub mod gated_rms_norm;
 pub mod gated_scan;
 pub mod gated_ssm;
 pub mod gemm;

@@ -5,6 +5,7 @@ mod argmax;
 mod cross_entropy;
 mod embedding;
 mod gate;
+mod gated_rms_norm;
 mod gated_scan;
 mod gemm;
 mod inputs;
@@ -35,6 +36,7 @@ pub static ALL: &[&Operation] = &[
     &rms_norm::RMS_NORM,
     &embedding::EMBEDDING,
     &gate::GATE,
+    &gated_rms_norm::GATED_RMS_NORM,
     &short_convolution::SHORT_CONVOLUTION,
     &argmax::ARGMAX,
     &cross_entropy::CROSS_ENTROPY,
