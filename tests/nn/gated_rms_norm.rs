@@ -55,7 +55,7 @@ impl Case {
     }
 
     /// In both orders, one with each gate.
-    fn both<T: Element>(self, check: fn(Case)) {
+    fn both(self, check: fn(Case)) {
         check(Case { norm_before_gate: true, gate: Function::Sigmoid, ..self });
         check(Case { norm_before_gate: false, gate: Function::Silu, ..self });
     }
@@ -113,13 +113,13 @@ fn sizes<T: Element>() {
         (2, 129 * vec, 129 * vec),
     ] {
         let base = case(rows, width, group);
-        base.both::<T>(check::<T>);
-        Case { gap: vec, weight: Weight::F32, ..base }.both::<T>(check::<T>);
-        Case { gap: 1, shift: 1, weight: Weight::None, ..base }.both::<T>(check::<T>);
+        base.both(check::<T>);
+        Case { gap: vec, weight: Weight::F32, ..base }.both(check::<T>);
+        Case { gap: 1, shift: 1, weight: Weight::None, ..base }.both(check::<T>);
     }
     let wide = 256 * 4 * vec + 3 * vec;
-    case(2, wide, wide).both::<T>(check::<T>);
-    Case { weight: Weight::F32, shift: 1, ..case(2, 256 * 4 + 77, 256 * 4 + 77) }.both::<T>(check::<T>);
+    case(2, wide, wide).both(check::<T>);
+    Case { weight: Weight::F32, shift: 1, ..case(2, 256 * 4 + 77, 256 * 4 + 77) }.both(check::<T>);
 }
 
 #[test]
