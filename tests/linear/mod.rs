@@ -1,2 +1,5 @@
 //! The linear attention family.
+pub mod case;
+mod golden;
+mod oracle;
 mod step;
