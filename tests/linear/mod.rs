@@ -1,5 +1,11 @@
 //! The linear attention family.
 pub mod case;
+mod edges;
 mod golden;
+mod layout;
+mod limits;
+mod modes;
 mod oracle;
+mod properties;
 mod step;
+mod varlen;
