@@ -1,5 +1,7 @@
 //! The linear attention family.
 pub mod case;
+mod chain;
+mod chain_case;
 mod edges;
 mod golden;
 mod layout;
