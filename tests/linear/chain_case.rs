@@ -8,7 +8,7 @@ use lookback_kernels::{
     find,
 };
 use lookback_suite::{
-    buffer::{Guarded, download, upload, upload_as},
+    buffer::{Guarded, upload, upload_as},
     device,
     measure::{Errors, Gate, assert_close, gate},
     random::Random,
@@ -99,7 +99,15 @@ impl Case {
             return (0..self.batch).map(|b| (b, 0, self.seq_len)).collect();
         }
         let mut at = 0;
-        self.lengths.iter().map(|length| (0, at, { at += length; at })).collect()
+        self.lengths
+            .iter()
+            .map(|length| {
+                (0, at, {
+                    at += length;
+                    at
+                })
+            })
+            .collect()
     }
 }
 
@@ -190,9 +198,7 @@ pub fn walk(case: &Case, data: &Data) -> Output {
                 let add = |s: &mut Vec<f64>, z: &mut Vec<f64>| {
                     for i in (0..kd).filter(|_| is_key) {
                         z[i] += k[i];
-                        for j in 0..vd {
-                            s[i * vd + j] += k[i] * v[j];
-                        }
+                        s[i * vd..][..vd].iter_mut().zip(&v).for_each(|(s, v)| *s += k[i] * v);
                     }
                 };
                 if cut && !case.late_cut {
@@ -204,7 +210,8 @@ pub fn walk(case: &Case, data: &Data) -> Output {
                 if case.order < 2 {
                     add(&mut s, &mut z);
                 }
-                let bonus: f64 = if case.bonus { (0..kd).map(|i| q[i] * data.u[head * kd + i] * k[i]).sum() } else { 0.0 };
+                let bonus: f64 =
+                    if case.bonus { (0..kd).map(|i| q[i] * data.u[head * kd + i] * k[i]).sum() } else { 0.0 };
                 let read = |s: &[f64], j: usize| (0..kd).map(|i| q[i] * s[i * vd + j]).sum::<f64>();
                 let scale = f64::from(case.scale);
                 let den = scale * ((0..kd).map(|i| q[i] * z[i]).sum::<f64>() + bonus) + f64::from(EPS);
@@ -217,8 +224,8 @@ pub fn walk(case: &Case, data: &Data) -> Output {
                     Some(row)
                 };
                 if let Some(to) = to {
-                    for j in 0..vd {
-                        out.o[(to * heads + head) * vd + j] += scale * (read(&s, j) + bonus * v[j]) / den;
+                    for (j, v) in v.iter().enumerate() {
+                        out.o[(to * heads + head) * vd + j] += scale * (read(&s, j) + bonus * v) / den;
                     }
                     out.den[to * heads + head] = den;
                 }
@@ -267,11 +274,8 @@ pub fn run<T: Element>(case: &Case, data: &Data) -> Output {
     let stream = device::stream();
     let (kd, vd, heads, pad) = (case.key_dim, case.value_dim, case.heads, case.padding);
     let widths = [heads / case.groups[0] * kd, heads / case.groups[1] * kd, heads / case.groups[2] * vd, heads * vd];
-    let (q, k, v) = (
-        rows::<T>(&data.q, widths[0], pad),
-        rows::<T>(&data.k, widths[1], pad),
-        rows::<T>(&data.v, widths[2], pad),
-    );
+    let (q, k, v) =
+        (rows::<T>(&data.q, widths[0], pad), rows::<T>(&data.k, widths[1], pad), rows::<T>(&data.v, widths[2], pad));
     let (g, u, z0) = (upload_as::<f32>(&data.g), upload_as::<f32>(&data.u), upload_as::<f32>(&data.z0));
     let h0 = upload_as::<f32>(&if case.transposed { exchange(&data.h0, kd, vd) } else { data.h0.clone() });
     let mut bits = vec![0_u8; case.batch * case.seq_len];
@@ -289,7 +293,8 @@ pub fn run<T: Element>(case: &Case, data: &Data) -> Output {
     let segment = case.segment_tokens;
     let slots = if segment == 0 { 0 } else { total.div_ceil(segment) + n };
 
-    let (mut narrow, mut wide) = (Guarded::<T>::poisoned(total * widths[3], 0), Guarded::<f32>::poisoned(total * widths[3], 0));
+    let (mut narrow, mut wide) =
+        (Guarded::<T>::poisoned(total * widths[3], 0), Guarded::<f32>::poisoned(total * widths[3], 0));
     if case.accumulate {
         narrow = filled(&data.old);
         wide = filled(&data.old);
@@ -414,7 +419,8 @@ impl Launches {
     fn chain<T: Element>(&self, case: &Case, part: &str, args: &LinearAttentionChain) {
         let norm = if case.normalize { "yes" } else { "no" };
         let (kt, bv) = (case.kt.to_string(), case.bv.to_string());
-        let variant = [("dtype", T::DTYPE.name()), ("kt", kt.as_str()), ("bv", bv.as_str()), ("norm", norm), ("part", part)];
+        let variant =
+            [("dtype", T::DTYPE.name()), ("kt", kt.as_str()), ("bv", bv.as_str()), ("norm", norm), ("part", part)];
         let kernel = find("linear_attention_chain", &variant).expect("every variant is built");
         let grid = [self.tiles * args.segments * self.sequences, args.heads, 1];
         // SAFETY: all buffers have the extents that the kernel's contract names, and are held until the launch is queued.
@@ -464,7 +470,8 @@ impl Launches {
             .unwrap_or_else(|e| panic!("{e}"));
 
         let mut last = self.args;
-        (last.p_h0, last.p_z0, last.p_h_final, last.p_z_final) = (slot_h, if case.normalize { slot_z } else { 0 }, 0, 0);
+        (last.p_h0, last.p_z0, last.p_h_final, last.p_z_final) =
+            (slot_h, if case.normalize { slot_z } else { 0 }, 0, 0);
         (last.h0_stride_seq, last.h0_stride_head, last.h0_stride_key, last.h0_stride_value) =
             (heads * kd * vd, kd * vd, vd, 1);
         self.chain::<T>(case, "whole", &last);
@@ -486,9 +493,4 @@ pub fn check<T: Element>(what: &str, case: &Case) -> Errors {
         assert_close(&format!("z of {what}"), &out.z, &want.z, case.key_dim, state_gate);
     }
     assert_close(&what, &out.o, &want.o, case.value_dim, output_gate)
-}
-
-/// The bytes of a device buffer, for tests that compare bit by bit.
-pub fn bits<T: Element>(slice: &CudaSlice<T>) -> Vec<f64> {
-    download(slice).iter().map(|v| v.to_f64()).collect()
 }
