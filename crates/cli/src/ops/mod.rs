@@ -9,6 +9,7 @@ mod gated_rms_norm;
 mod gated_scan;
 mod gemm;
 mod inputs;
+mod linear_attention;
 mod linear_attention_step;
 mod log_cumsum_exp;
 mod producer_scan;
@@ -27,6 +28,7 @@ pub static ALL: &[&Operation] = &[
     &producer_scan::GATED_SSM_BACKWARD,
     &producer_scan::RG_LRU,
     &producer_scan::RG_LRU_BACKWARD,
+    &linear_attention::LINEAR_ATTENTION,
     &linear_attention_step::LINEAR_ATTENTION_STEP,
     &log_cumsum_exp::FORWARD,
     &log_cumsum_exp::BACKWARD,
