@@ -4,5 +4,7 @@ mod assets;
 mod device;
 mod files;
 mod golden;
+mod hydra;
+mod mamba2;
 mod packed;
 mod support;

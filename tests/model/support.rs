@@ -1,10 +1,13 @@
 //! Small weights files, and the reference model of a weights file.
 
+use lookback_device::{Element, Error, WeightsFault};
+use lookback_model::checkpoint::Checkpoint;
 use lookback_model::config::Config;
 use lookback_model::flags::{self, Segment};
 use lookback_model::phonebook::{KINDS, Prompt, TABLE_ROWS};
 use lookback_model::weights::{CLASSES, Weights};
 use lookback_reference::gated_ssm::{Block, Model};
+use lookback_suite::random::{Random, round};
 use rand::{RngExt, SeedableRng};
 use rand_pcg::Pcg64;
 use safetensors::{Dtype, tensor::TensorView};
@@ -64,6 +67,33 @@ impl Draft {
         draft
     }
 
+    /// A file of tensors with values of one's own choice, rounded to `T`.
+    pub fn of<T: Element>(
+        seed: u64,
+        shapes: &[(String, Vec<usize>)],
+        value: impl Fn(&str, &mut Random) -> f64,
+    ) -> Self {
+        let mut random = Random::new(seed);
+        let mut draft = Self { metadata: HashMap::new(), tensors: BTreeMap::new() };
+        for (name, shape) in shapes {
+            let values = (0..shape.iter().product()).map(|_| round::<T>(value(name, &mut random)) as f32);
+            let bytes = values.flat_map(f32::to_le_bytes).collect();
+            draft.tensors.insert(name.clone(), Tensor { dtype: Dtype::F32, shape: shape.clone(), bytes });
+        }
+        draft
+    }
+
+    /// The file, to be read by names.
+    pub fn checkpoint(&self) -> Checkpoint {
+        Checkpoint::from_bytes("draft", self.bytes()).unwrap()
+    }
+
+    /// The values of a tensor.
+    pub fn values(&self, name: &str) -> Vec<f64> {
+        let chunks = self.tensors[name].bytes.as_chunks().0;
+        chunks.iter().map(|chunk| f64::from(f32::from_le_bytes(*chunk))).collect()
+    }
+
     /// The bytes of the file.
     pub fn bytes(&self) -> Vec<u8> {
         let mut views = Vec::new();
@@ -115,4 +145,31 @@ pub fn packed_logits(weights: &Weights, samples: &[Prompt]) -> Vec<f64> {
     let tokens: Vec<Vec<usize>> = samples.iter().flat_map(rows_of).collect();
     let segments: Vec<Segment> = samples.iter().map(Prompt::segment).collect();
     reference(weights).logits(&tokens, &flags::build(&segments, weights.config().hard_seam))
+}
+
+/// Every tensor of a draft is needed, in its shape: `load` must say so, naming it.
+pub fn assert_every_tensor_is_wanted(good: &Draft, load: impl Fn(&Checkpoint) -> Result<(), Error>) {
+    load(&good.checkpoint()).unwrap();
+    let fault = |draft: &Draft| match load(&draft.checkpoint()) {
+        Err(Error::Weights { tensor, why, .. }) => (tensor.unwrap_or_default(), why),
+        other => panic!("{other:?}"),
+    };
+    for name in good.tensors.keys() {
+        let mut without = good.clone();
+        without.tensors.remove(name);
+        assert_eq!(fault(&without), (name.clone(), WeightsFault::Missing));
+        let mut flat = good.clone();
+        let tensor = flat.tensors.get_mut(name).unwrap();
+        tensor.shape = vec![1, tensor.shape.iter().product()];
+        let (blamed, why) = fault(&flat);
+        assert!(blamed == *name && matches!(why, WeightsFault::Shape { .. }), "{name}: {blamed} {why:?}");
+        let mut integer = good.clone();
+        integer.tensors.get_mut(name).unwrap().dtype = Dtype::I32;
+        let (blamed, why) = fault(&integer);
+        assert!(blamed == *name && matches!(why, WeightsFault::Dtype { .. }), "{name}: {blamed} {why:?}");
+        let mut infinite = good.clone();
+        infinite.tensors.get_mut(name).unwrap().bytes[4..8].copy_from_slice(&f32::NAN.to_le_bytes());
+        let (blamed, why) = fault(&infinite);
+        assert!(blamed == *name && matches!(why, WeightsFault::NonFinite { at: 1 }), "{name}: {blamed} {why:?}");
+    }
 }

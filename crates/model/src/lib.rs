@@ -1,7 +1,10 @@
 //! Sequence models made of lookback's kernels: configuration, weights, prefill and step.
 //!
-//! The model here is Birdie's Gated SSM, answering from a phone book: [`weights::Weights`] checks a safetensors file,
-//! [`gated_ssm::GatedSsm`] runs it on the caller's stream, [`phonebook::Book`] turns text into prompts.
+//! Birdie's Gated SSM answers from a phone book: [`weights::Weights`] checks a safetensors file, [`gated_ssm::GatedSsm`] runs it on
+//! the caller's stream, [`phonebook::Book`] turns text into prompts.
+//!
+//! The linear attention family reads the checkpoints of its authors, by their tensors' names, through
+//! [`checkpoint::Checkpoint`]: [`mamba2`] and [`hydra`].
 //!
 //! ```no_run
 //! use lookback_model::{gated_ssm::GatedSsm, phonebook::Book, weights::Weights};
@@ -17,9 +20,16 @@
 //! ```
 
 mod block;
+pub mod checkpoint;
 pub mod config;
+pub mod decoder;
 pub mod flags;
 pub mod gated_ssm;
+pub mod hydra;
+pub mod mamba2;
 mod pass;
 pub mod phonebook;
+mod recurrence;
 pub mod weights;
+
+pub use recurrence::Stage;

@@ -1,15 +1,14 @@
 //! A safetensors file, mapped into memory and checked before anything is allocated for it.
 
+use crate::checkpoint::Checkpoint;
 use crate::config::{CONV_TAPS, Config};
 use crate::phonebook::{KINDS, TABLE_ROWS};
-use lookback_device::{Error, Result, WeightsFault};
-use memmap2::Mmap;
-use safetensors::{Dtype, SafeTensors};
+#[cfg(doc)]
+use lookback_device::Error;
+use lookback_device::{Result, WeightsFault};
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs::File;
-use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Classes of the phone book's head: the ten digits.
 pub const CLASSES: usize = 10;
@@ -17,26 +16,8 @@ pub const CLASSES: usize = 10;
 /// A checked weights file.
 #[derive(Debug)]
 pub struct Weights {
-    path: PathBuf,
-    bytes: Bytes,
+    file: Checkpoint,
     config: Config,
-    facts: HashMap<String, String>,
-    places: HashMap<String, Range<usize>>,
-}
-
-#[derive(Debug)]
-enum Bytes {
-    Mapped(Mmap),
-    Held(Cow<'static, [u8]>),
-}
-
-impl Bytes {
-    fn as_slice(&self) -> &[u8] {
-        match self {
-            Bytes::Mapped(map) => map,
-            Bytes::Held(bytes) => bytes,
-        }
-    }
 }
 
 impl Weights {
@@ -45,13 +26,7 @@ impl Weights {
     /// # Errors
     /// [`Error::Weights`], which names the file, the tensor, what was wanted and what was found.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        let path = path.as_ref();
-        let unreadable = |e: std::io::Error| weights_error(path, None, WeightsFault::Parse(e.to_string()));
-        let file = File::open(path).map_err(unreadable)?;
-        // SAFETY: the mapping is private and read-only. As for every program that maps its weights, the file must not be
-        // cut short by another process while the model loads.
-        let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
-        Self::check(path.into(), Bytes::Mapped(map))
+        Self::check(Checkpoint::open(path)?)
     }
 
     /// As [`Weights::open`], for a file that is in memory or part of the program. `name` stands for the path in messages.
@@ -59,36 +34,19 @@ impl Weights {
     /// # Errors
     /// Those of [`Weights::open`].
     pub fn from_bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self> {
-        Self::check(name.into(), Bytes::Held(bytes.into()))
+        Self::check(Checkpoint::from_bytes(name, bytes)?)
     }
 
-    fn check(path: PathBuf, bytes: Bytes) -> Result<Self> {
-        let error = |tensor: Option<&str>, why| weights_error(&path, tensor, why);
-        let parse = |e: safetensors::SafeTensorError| error(None, WeightsFault::Parse(e.to_string()));
-        let data = bytes.as_slice();
-        let (_, header) = SafeTensors::read_metadata(data).map_err(parse)?;
-        let facts = header.metadata().clone().unwrap_or_default();
-        let config = Config::from_metadata(&facts).map_err(|why| error(None, why))?;
-        let file = SafeTensors::deserialize(data).map_err(parse)?;
-        let mut places = HashMap::new();
+    fn check(file: Checkpoint) -> Result<Self> {
+        let config = Config::from_metadata(file.facts()).map_err(|why| file.error(None, why))?;
         for (name, shape) in wanted(&config) {
-            let fault = |why| error(Some(&name), why);
-            let tensor = file.tensor(&name).map_err(|_| fault(WeightsFault::Missing))?;
-            if tensor.dtype() != Dtype::F32 {
-                let got = format!("{:?}", tensor.dtype());
-                return Err(fault(WeightsFault::Dtype { want: "F32".into(), got }));
+            let got = file.dtype(&name)?;
+            if got != "F32" {
+                return Err(file.error(Some(&name), WeightsFault::Dtype { want: "F32".into(), got }));
             }
-            if tensor.shape() != shape {
-                let sizes = |shape: &[usize]| shape.iter().map(|&n| n as u64).collect();
-                return Err(fault(WeightsFault::Shape { want: sizes(&shape), got: sizes(tensor.shape()) }));
-            }
-            if let Some(at) = floats(tensor.data()).position(|value| !value.is_finite()) {
-                return Err(fault(WeightsFault::NonFinite { at: at as u64 }));
-            }
-            let start = tensor.data().as_ptr() as usize - data.as_ptr() as usize;
-            places.insert(name, start..start + tensor.data().len());
+            file.tensor(&name, &shape)?;
         }
-        Ok(Self { path, bytes, config, facts, places })
+        Ok(Self { file, config })
     }
 
     /// The configuration.
@@ -98,7 +56,7 @@ impl Weights {
 
     /// All metadata of the file: the configuration, and how the model was trained and measured.
     pub fn facts(&self) -> &HashMap<String, String> {
-        &self.facts
+        self.file.facts()
     }
 
     /// The values of a tensor.
@@ -106,9 +64,8 @@ impl Weights {
     /// # Errors
     /// [`Error::Weights`] for a name that the model does not have.
     pub fn tensor(&self, name: &str) -> Result<Vec<f32>> {
-        let missing = || weights_error(&self.path, Some(name), WeightsFault::Missing);
-        let place = self.places.get(name).ok_or_else(missing)?;
-        Ok(floats(&self.bytes.as_slice()[place.clone()]).collect())
+        let shape = wanted(&self.config).find_map(|(wanted, shape)| (wanted == name).then_some(shape));
+        self.file.tensor(name, &shape.ok_or_else(|| self.file.error(Some(name), WeightsFault::Missing))?)
     }
 }
 
@@ -133,13 +90,4 @@ fn wanted(config: &Config) -> impl Iterator<Item = (String, Vec<usize>)> + use<>
     ];
     let ends = ends.map(|(name, shape)| (name.to_string(), shape));
     ends.into_iter().chain((0..config.half_reversed.len()).flat_map(block))
-}
-
-/// Little-endian values, from bytes of any alignment.
-fn floats(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
-    bytes.as_chunks().0.iter().map(|chunk| f32::from_le_bytes(*chunk))
-}
-
-fn weights_error(path: &Path, tensor: Option<&str>, why: WeightsFault) -> Error {
-    Error::Weights { file: path.into(), tensor: tensor.map(Into::into), why }
 }

@@ -1,0 +1,169 @@
+//! A safetensors file: its tensors by name, each checked when it is asked for.
+
+use cudarc::driver::{CudaSlice, CudaStream};
+use lookback_device::{Element, Error, Result, WeightsFault, driver};
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A file in memory, or mapped into it.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    bytes: Bytes,
+    facts: HashMap<String, String>,
+    entries: HashMap<String, Entry>,
+}
+
+#[derive(Debug)]
+enum Bytes {
+    Mapped(Mmap),
+    Held(Cow<'static, [u8]>),
+}
+
+impl Bytes {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Bytes::Mapped(map) => map,
+            Bytes::Held(bytes) => bytes,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Entry {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    place: Range<usize>,
+}
+
+impl Checkpoint {
+    /// Maps a file and reads its header.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] ← the file cannot be read or is not safetensors.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let unreadable = |e: std::io::Error| Error::Weights {
+            file: path.into(),
+            tensor: None,
+            why: WeightsFault::Parse(e.to_string()),
+        };
+        let file = File::open(path).map_err(unreadable)?;
+        // SAFETY: the mapping is private and read-only. As for every program that maps its weights, the file must not be
+        // cut short by another process while the model loads.
+        let map = unsafe { Mmap::map(&file) }.map_err(unreadable)?;
+        Self::read(path.into(), Bytes::Mapped(map))
+    }
+
+    /// As [`open`](Self::open), for a file that is in memory or part of the program. `name` stands for the path in messages.
+    ///
+    /// # Errors
+    /// Those of [`open`](Self::open).
+    pub fn from_bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self> {
+        Self::read(name.into(), Bytes::Held(bytes.into()))
+    }
+
+    fn read(path: PathBuf, bytes: Bytes) -> Result<Self> {
+        let fault = |e: safetensors::SafeTensorError| Error::Weights {
+            file: path.clone(),
+            tensor: None,
+            why: WeightsFault::Parse(e.to_string()),
+        };
+        let data = bytes.as_slice();
+        let (_, header) = SafeTensors::read_metadata(data).map_err(fault)?;
+        let facts = header.metadata().clone().unwrap_or_default();
+        let file = SafeTensors::deserialize(data).map_err(fault)?;
+        let entry = |tensor: safetensors::tensor::TensorView<'_>| {
+            let start = tensor.data().as_ptr() as usize - data.as_ptr() as usize;
+            let place = start..start + tensor.data().len();
+            Entry { dtype: tensor.dtype(), shape: tensor.shape().to_vec(), place }
+        };
+        let entries = file.iter().map(|(name, tensor)| (name.to_string(), entry(tensor))).collect();
+        Ok(Self { path, bytes, facts, entries })
+    }
+
+    /// The metadata of the file.
+    pub fn facts(&self) -> &HashMap<String, String> {
+        &self.facts
+    }
+
+    /// Whether the file has a tensor of this name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.entries.contains_key(name)
+    }
+
+    /// The extents of a tensor that must have `N` of them.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] ← the tensor is missing, or has another number of extents.
+    pub fn extents<const N: usize>(&self, name: &str) -> Result<[usize; N]> {
+        let entry = self.entry(name)?;
+        entry.shape.as_slice().try_into().map_err(|_| {
+            let problem = format!("must have {N} extents, got {:?}", entry.shape);
+            self.error(Some(name), WeightsFault::Config { key: "shape".into(), problem })
+        })
+    }
+
+    /// The values of a tensor of `f32`, `f16` or `bf16`.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] ← the tensor is missing, has another shape or type, or a value that is not finite.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let entry = self.entry(name)?;
+        let fault = |why| Err(self.error(Some(name), why));
+        if entry.shape != shape {
+            let sizes = |shape: &[usize]| shape.iter().map(|&n| n as u64).collect();
+            return fault(WeightsFault::Shape { want: sizes(shape), got: sizes(&entry.shape) });
+        }
+        let bytes = &self.bytes.as_slice()[entry.place.clone()];
+        let values: Vec<f32> = match entry.dtype {
+            Dtype::F32 => elements(bytes).map(f32::from_le_bytes).collect(),
+            Dtype::F16 => elements(bytes).map(|b| half::f16::from_le_bytes(b).to_f32()).collect(),
+            Dtype::BF16 => elements(bytes).map(|b| half::bf16::from_le_bytes(b).to_f32()).collect(),
+            other => {
+                return fault(WeightsFault::Dtype { want: "F32, F16 or BF16".into(), got: format!("{other:?}") });
+            }
+        };
+        match values.iter().position(|value| !value.is_finite()) {
+            Some(at) => fault(WeightsFault::NonFinite { at: at as u64 }),
+            None => Ok(values),
+        }
+    }
+
+    /// As [`tensor`](Self::tensor), rounded to `T` and copied to the stream's device.
+    ///
+    /// # Errors
+    /// Those of [`tensor`](Self::tensor), where a value that `T` cannot hold is not finite; [`Error::OutOfMemory`].
+    pub fn upload<T: Element>(&self, stream: &Arc<CudaStream>, name: &str, shape: &[usize]) -> Result<CudaSlice<T>> {
+        let values: Vec<T> = self.tensor(name, shape)?.into_iter().map(|v| T::from_f64(f64::from(v))).collect();
+        if let Some(at) = values.iter().position(|value| !value.to_f64().is_finite()) {
+            return Err(self.error(Some(name), WeightsFault::NonFinite { at: at as u64 }));
+        }
+        stream.clone_htod(&values).map_err(|e| driver(e, "copy weights"))
+    }
+
+    /// The type of a tensor, as the file names it.
+    pub(crate) fn dtype(&self, name: &str) -> Result<String> {
+        Ok(format!("{:?}", self.entry(name)?.dtype))
+    }
+
+    /// An error that names this file.
+    pub(crate) fn error(&self, tensor: Option<&str>, why: WeightsFault) -> Error {
+        Error::Weights { file: self.path.clone(), tensor: tensor.map(Into::into), why }
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry> {
+        self.entries.get(name).ok_or_else(|| self.error(Some(name), WeightsFault::Missing))
+    }
+}
+
+/// The bytes of each element, from bytes of any alignment.
+fn elements<const N: usize>(bytes: &[u8]) -> impl Iterator<Item = [u8; N]> + '_ {
+    bytes.as_chunks().0.iter().copied()
+}

@@ -1,0 +1,333 @@
+//! Causal language models: an embedding, layers that add to a residual in `f32`, a norm and a head. What a layer is, is its own
+//! business; prompts, passes and steps are the same for all.
+
+use crate::checkpoint::Checkpoint;
+use crate::flags::{RESET_FORWARD, RESET_REVERSE};
+use crate::recurrence::Stage;
+use cudarc::driver::{CudaSlice, CudaStream};
+use lookback_device::{DType, DeviceInfo, Element, Error, Result, driver};
+use lookback_nn::{Param, embedding, gemm, residual_norm};
+use std::sync::Arc;
+
+const OP: &str = "decoder";
+
+/// Sizes of a model, and what every model has around its layers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Frame {
+    /// Rows of the embedding.
+    pub vocabulary: usize,
+    /// Width of the residual.
+    pub width: usize,
+    /// Layers.
+    pub layers: usize,
+    /// Added to mean squares by the norms.
+    pub eps: f32,
+}
+
+/// Names of the tensors around the layers.
+#[derive(Debug, Clone, Copy)]
+pub struct FrameNames {
+    /// `[vocabulary, width]`.
+    pub embedding: &'static str,
+    /// `[width]`.
+    pub norm: &'static str,
+    /// `[vocabulary, width]`; the embedding where the file has none.
+    pub head: &'static str,
+}
+
+/// Rows of tokens that one pass works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Rows.
+    pub rows: usize,
+    /// Tokens of a row.
+    pub len: usize,
+    /// Whether rows begin here, or go on by one token.
+    pub stage: Stage,
+}
+
+impl Extent {
+    /// Tokens of all rows.
+    pub fn tokens(&self) -> usize {
+        self.rows * self.len
+    }
+}
+
+/// A layer of a model whose activations are of type `T`.
+pub trait Layer<T: Element>: Sized {
+    /// Sizes and constants, the same for all layers.
+    type Config: Clone;
+    /// Plans and memory of a pass, shared by all layers.
+    type Work;
+    /// What goes from one pass to the next.
+    type Carry;
+
+    /// Sizes of the model.
+    fn frame(config: &Self::Config) -> Frame;
+    /// Names of the tensors around the layers.
+    fn names() -> FrameNames;
+    /// Checks a configuration that came from outside.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] or [`Error::Range`] names what does not fit.
+    fn check(config: &Self::Config) -> Result<()>;
+    /// Copies a layer's weights to the device.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] names the tensor.
+    fn load(stream: &Arc<CudaStream>, file: &Checkpoint, config: &Self::Config, layer: usize) -> Result<Self>;
+    /// Makes the plans of a pass and allocates its memory.
+    ///
+    /// # Errors
+    /// Those of the operations.
+    fn work(stream: &Arc<CudaStream>, device: &DeviceInfo, config: &Self::Config, extent: Extent)
+    -> Result<Self::Work>;
+    /// Allocates what the layer carries for so many rows.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`].
+    fn carry(&self, stream: &Arc<CudaStream>, config: &Self::Config, rows: usize) -> Result<Self::Carry>;
+    /// Adds the layer's output to `residual`, `[tokens, width]`. `flags` has bit 0 where a carry into a token is cut.
+    ///
+    /// # Errors
+    /// Those of the operations.
+    fn run(
+        &self,
+        stream: &CudaStream,
+        work: &mut Self::Work,
+        residual: &mut CudaSlice<f32>,
+        flags: Option<&CudaSlice<u8>>,
+        carry: &mut Self::Carry,
+    ) -> Result<()>;
+}
+
+/// A model on a device.
+pub struct Decoder<T: Element, L: Layer<T>> {
+    stream: Arc<CudaStream>,
+    device: DeviceInfo,
+    config: L::Config,
+    table: CudaSlice<T>,
+    /// The table again if absent.
+    head: Option<CudaSlice<T>>,
+    norm: CudaSlice<f32>,
+    layers: Vec<L>,
+}
+
+/// Rows that are being written to. Its memory does not grow with what was read or written.
+pub struct Generation<T: Element, L: Layer<T>> {
+    pass: Pass<T, L>,
+    carries: Vec<L::Carry>,
+}
+
+impl<T: Element, L: Layer<T>> Generation<T, L> {
+    /// Rows.
+    pub fn rows(&self) -> usize {
+        self.pass.extent.rows
+    }
+}
+
+/// The tokens that a pass gives the logits after.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum LogitsAfter {
+    LastTokens,
+    EveryToken,
+}
+
+/// Plans and memory of one pass.
+struct Pass<T: Element, L: Layer<T>> {
+    extent: Extent,
+    embed: embedding::Plan,
+    /// From embedded tokens to the residual.
+    widen: residual_norm::Plan,
+    norm: residual_norm::Plan,
+    head: gemm::Plan,
+    work: L::Work,
+    ids: CudaSlice<i32>,
+    flags: Option<CudaSlice<u8>>,
+    embedded: CudaSlice<T>,
+    residual: CudaSlice<f32>,
+    /// First element of the first token that logits follow.
+    first_asked: usize,
+    normed: CudaSlice<T>,
+    logits: CudaSlice<f32>,
+}
+
+impl<T: Element, L: Layer<T>> Pass<T, L> {
+    fn new(model: &Decoder<T, L>, extent: Extent, after: LogitsAfter, flags: Option<&[u8]>) -> Result<Self> {
+        let Decoder { stream, device, config, .. } = model;
+        let Frame { vocabulary, width, eps, .. } = L::frame(config);
+        let tokens = extent.tokens();
+        // Logits follow the last of every so many tokens.
+        let period = if after == LogitsAfter::LastTokens { extent.len } else { 1 };
+        let asked = tokens / period;
+        let allocated = |e| driver(e, "allocate activations");
+        let norm = |shape| {
+            let options = residual_norm::Options { dtype: T::DTYPE, eps, center: false, post: false };
+            residual_norm::Plan::new(&shape, &options, device)
+        };
+        let strided = residual_norm::Shape {
+            residual_stride: (period * width) as i64,
+            ..residual_norm::Shape::dense(asked, width)
+        };
+        let table = embedding::Shape::dense(tokens, 1, vocabulary, width);
+        let logits = gemm::Options { out: DType::F32, ..gemm::Options::new(T::DTYPE) };
+        Ok(Self {
+            extent,
+            embed: embedding::Plan::new(&table, &embedding::Options { dtype: T::DTYPE }, device)?,
+            widen: norm(residual_norm::Shape::dense(tokens, width))?,
+            norm: norm(strided)?,
+            head: gemm::Plan::new(&gemm::Shape::linear(asked, vocabulary, width), &logits, device)?,
+            work: L::work(stream, device, config, extent)?,
+            ids: stream.alloc_zeros(tokens).map_err(allocated)?,
+            flags: flags.map(|flags| stream.clone_htod(flags)).transpose().map_err(|e| driver(e, "copy flags"))?,
+            embedded: stream.alloc_zeros(tokens * width).map_err(allocated)?,
+            residual: stream.alloc_zeros(tokens * width).map_err(allocated)?,
+            first_asked: (period - 1) * width,
+            normed: stream.alloc_zeros(asked * width).map_err(allocated)?,
+            logits: stream.alloc_zeros(asked * vocabulary).map_err(allocated)?,
+        })
+    }
+
+    /// Tokens to the logits that the pass was made for.
+    fn run(&mut self, model: &Decoder<T, L>, tokens: &[i32], carries: &mut [L::Carry]) -> Result<Vec<f32>> {
+        let Decoder { stream, table, head, norm, layers, .. } = model;
+        let Self { residual, embedded, normed, logits, .. } = self;
+        stream.memcpy_htod(tokens, &mut self.ids).map_err(|e| driver(e, "copy tokens"))?;
+        self.embed.run(stream, table, &self.ids, embedded, None)?;
+        let inputs = residual_norm::Inputs { x: Some(embedded), ..Default::default() };
+        self.widen.run::<T>(stream, inputs, Some(residual), None)?;
+        for (layer, carry) in layers.iter().zip(carries) {
+            layer.run(stream, &mut self.work, residual, self.flags.as_ref(), carry)?;
+        }
+        let asked = residual.slice(self.first_asked..);
+        let inputs = residual_norm::Inputs { residual: Some(&asked), weight: Some(norm), ..Default::default() };
+        self.norm.run(stream, inputs, None, Some(normed))?;
+        self.head.run(stream, normed, head.as_ref().unwrap_or(table), Param::None, logits)?;
+        stream.clone_dtoh(logits).map_err(|e| driver(e, "copy logits"))
+    }
+}
+
+impl<T: Element, L: Layer<T>> Decoder<T, L> {
+    /// Checks every tensor that the model needs and copies it to the stream's device, matrices as `T`, parameters of norms and
+    /// decays as `f32`.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] names the file, the tensor, what was wanted and what was found; [`Error::Shape`] and [`Error::Range`] ← a
+    /// configuration that contradicts itself; [`Error::OutOfMemory`] and other errors of the driver.
+    pub fn load(stream: &Arc<CudaStream>, file: &Checkpoint, config: &L::Config) -> Result<Self> {
+        L::check(config)?;
+        let Frame { vocabulary, width, layers, .. } = L::frame(config);
+        let names = L::names();
+        let matrix = |name| file.upload::<T>(stream, name, &[vocabulary, width]);
+        Ok(Self {
+            device: DeviceInfo::of(stream.context())?,
+            stream: stream.clone(),
+            config: config.clone(),
+            table: matrix(names.embedding)?,
+            head: file.contains(names.head).then(|| matrix(names.head)).transpose()?,
+            norm: file.upload(stream, names.norm, &[width])?,
+            layers: (0..layers).map(|layer| L::load(stream, file, config, layer)).collect::<Result<_>>()?,
+        })
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &L::Config {
+        &self.config
+    }
+
+    /// The logits that follow every token of one sequence, `[tokens, vocabulary]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] ← no token; [`Error::Range`] ← an id that is not in the vocabulary; and those of the operations.
+    pub fn logits(&self, tokens: &[i32]) -> Result<Vec<f32>> {
+        self.check(&[tokens])?;
+        let extent = Extent { rows: 1, len: tokens.len(), stage: Stage::Start };
+        let mut pass = Pass::new(self, extent, LogitsAfter::EveryToken, None)?;
+        pass.run(self, tokens, &mut self.carries(1)?)
+    }
+
+    /// Reads prompts of any lengths together in one pass. Gives the logits that follow each prompt's last token,
+    /// `[prompts, vocabulary]`, and what is needed to go on.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] ← no prompt, or an empty one; [`Error::Range`] ← an id that is not in the vocabulary; and those of the
+    /// operations.
+    pub fn prefill(&self, prompts: &[&[i32]]) -> Result<(Vec<f32>, Generation<T, L>)> {
+        self.check(prompts)?;
+        let rows = prompts.len();
+        let len = prompts.iter().map(|prompt| prompt.len()).max().unwrap_or(0);
+        let (tokens, flags) = pack(prompts, len);
+        let extent = Extent { rows, len, stage: Stage::Start };
+        let mut carries = self.carries(rows)?;
+        let mut pass = Pass::new(self, extent, LogitsAfter::LastTokens, flags.as_deref())?;
+        let logits = pass.run(self, &tokens, &mut carries)?;
+        let extent = Extent { rows, len: 1, stage: Stage::Step };
+        Ok((logits, Generation { pass: Pass::new(self, extent, LogitsAfter::LastTokens, None)?, carries }))
+    }
+
+    /// Reads one more token of every row. Gives the logits that follow, `[rows, vocabulary]`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] ← not one token a row; [`Error::Range`] ← an id that is not in the vocabulary. Nothing changes on these. And
+    /// those of the operations, after which the rows cannot go on.
+    pub fn step(&self, generation: &mut Generation<T, L>, tokens: &[i32]) -> Result<Vec<f32>> {
+        let rows = generation.rows();
+        if tokens.len() != rows {
+            let got = vec![tokens.len() as u64];
+            return Err(Error::Shape { op: OP, arg: "tokens", want: format!("{rows} long, one a row"), got });
+        }
+        self.check(&[tokens])?;
+        generation.pass.run(self, tokens, &mut generation.carries)
+    }
+
+    fn carries(&self, rows: usize) -> Result<Vec<L::Carry>> {
+        self.layers.iter().map(|layer| layer.carry(&self.stream, &self.config, rows)).collect()
+    }
+
+    fn check(&self, prompts: &[&[i32]]) -> Result<()> {
+        let empty = |arg| Error::Shape { op: OP, arg, want: "at least 1 long".into(), got: vec![0] };
+        if prompts.is_empty() {
+            return Err(empty("prompts"));
+        }
+        let vocabulary = L::frame(&self.config).vocabulary;
+        for prompt in prompts {
+            if prompt.is_empty() {
+                return Err(empty("tokens"));
+            }
+            if let Some(at) = prompt.iter().position(|id| !usize::try_from(*id).is_ok_and(|id| id < vocabulary)) {
+                let (hi, got) = (vocabulary as i64 - 1, i64::from(prompt[at]));
+                return Err(Error::Range { op: OP, arg: "ids", at: Some(at as u64), lo: 0, hi, got });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Prompts as rows of `len` tokens, the shorter ones behind padding that is cut off; flags only where there is padding.
+fn pack(prompts: &[&[i32]], len: usize) -> (Vec<i32>, Option<Vec<u8>>) {
+    let mut tokens = Vec::with_capacity(prompts.len() * len);
+    let mut flags = Vec::with_capacity(prompts.len() * len);
+    for prompt in prompts {
+        let padding = len - prompt.len();
+        // No id: an embedding of zeros.
+        tokens.extend(std::iter::repeat_n(-1, padding));
+        tokens.extend_from_slice(prompt);
+        flags.extend(std::iter::repeat_n(RESET_FORWARD | RESET_REVERSE, padding));
+        flags.extend((0..prompt.len()).map(|t| if t == 0 { RESET_FORWARD } else { 0 }));
+    }
+    let is_padded = prompts.iter().any(|prompt| prompt.len() < len);
+    (tokens, is_padded.then_some(flags))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shorter_prompts_are_padded_in_front() {
+        assert_eq!(pack(&[&[5, 6], &[7, 8]], 2), (vec![5, 6, 7, 8], None));
+        let (tokens, flags) = pack(&[&[5, 6, 7], &[8]], 3);
+        assert_eq!(tokens, [5, 6, 7, -1, -1, 8]);
+        assert_eq!(flags.unwrap(), [1, 0, 0, 3, 3, 1]);
+    }
+}
