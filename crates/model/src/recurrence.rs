@@ -35,7 +35,7 @@ impl States {
 /// The operation of one stage.
 pub(crate) enum Recurrence {
     Start { plan: Box<Plan>, workspace: CudaSlice<u8> },
-    Step(step::Plan),
+    Step(Box<step::Plan>),
 }
 
 impl Recurrence {
@@ -47,7 +47,7 @@ impl Recurrence {
         stage: Stage,
     ) -> Result<Self> {
         if stage == Stage::Step {
-            return Ok(Self::Step(step::Plan::new(shape, options, device)?));
+            return Ok(Self::Step(Box::new(step::Plan::new(shape, options, device)?)));
         }
         let plan = Box::new(Plan::new(shape, options, device)?);
         let bytes = plan.workspace_bytes().max(1) as usize;
