@@ -14,5 +14,6 @@ mod head_scale;
 mod modes;
 mod residual_norm;
 mod rms_norm;
+mod rotary;
 mod short_convolution;
 mod support;

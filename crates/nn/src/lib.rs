@@ -47,6 +47,7 @@ mod memory;
 mod param;
 pub mod residual_norm;
 pub mod rms_norm;
+pub mod rotary;
 mod rows;
 pub mod short_convolution;
 

@@ -25,4 +25,5 @@ pub mod mamba2;
 pub mod measure;
 pub mod residual_norm;
 pub mod rms_norm;
+pub mod rotary;
 pub mod short_convolution;

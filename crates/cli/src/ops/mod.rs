@@ -14,6 +14,7 @@ mod linear_attention_step;
 mod log_cumsum_exp;
 mod producer_scan;
 mod rms_norm;
+mod rotary;
 mod short_convolution;
 
 pub use inputs::{AttributeSpec, Case, Inputs, Operation, TensorSpec, Values};
@@ -40,6 +41,8 @@ pub static ALL: &[&Operation] = &[
     &gate::GATE,
     &gated_rms_norm::GATED_RMS_NORM,
     &short_convolution::SHORT_CONVOLUTION,
+    &rotary::ROTARY,
+    &rotary::ROTARY_BACKWARD,
     &argmax::ARGMAX,
     &cross_entropy::CROSS_ENTROPY,
 ];
