@@ -8,6 +8,7 @@ mod layout;
 mod limits;
 mod modes;
 mod oracle;
+mod paths;
 mod properties;
 mod step;
 mod varlen;

@@ -2,6 +2,7 @@
 
 mod allocate;
 pub mod check;
+mod launch;
 mod options;
 mod plan;
 mod policy;

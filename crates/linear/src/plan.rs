@@ -155,14 +155,17 @@ impl Plan {
         check_options(Self::OP, shape, options)?;
         let mut plan = Self { shape: *shape, options: *options, layout, path: options.path, sm_count: device.sm_count };
         let walk = plan.walk(&RawInputs::default(), &RawOutputs::default());
-        plan.path = walk.resolve(options.path, device.sm_count);
-        let blocks = shape.value_dim.div_ceil(walk.value_tile()).saturating_mul(shape.sequences());
-        strided::range(Self::OP, "blocks", blocks, 0, MAX_EXTENT)?;
-        walk.check(plan.path, device)?;
+        plan.path = walk.resolve(options.path);
+        for path in [plan.path, Path::Recurrent] {
+            let blocks = usize::try_from(walk.blocks(path)).unwrap_or(usize::MAX);
+            strided::range(Self::OP, "blocks", blocks, 0, MAX_EXTENT)?;
+            walk.check(path, device)?;
+        }
         Ok(plan)
     }
 
-    /// The kernels that run: never [`Path::Auto`].
+    /// The kernels that run: never [`Path::Auto`]. Where that was asked for, tensors at addresses that tensor cores cannot read (not
+    /// multiples of 16 bytes, or 8 for `o`) go token by token.
     pub fn path(&self) -> Path {
         self.path
     }
@@ -184,7 +187,7 @@ impl Plan {
     }
 
     fn segment_bytes(&self) -> u64 {
-        self.walk(&RawInputs::default(), &RawOutputs::default()).workspace_bytes(self.path, self.sm_count)
+        self.walk(&RawInputs::default(), &RawOutputs::default()).workspace_bytes(self.path)
     }
 
     /// Bytes that must cross the memory bus at least: every tensor once, with initial and final states.
@@ -250,6 +253,7 @@ impl Plan {
             order: if options.read == Read::ExclusiveBonus { Order::ReadDecayAdd } else { Order::DecayAddRead },
             late_cut: false,
             shift: options.read == Read::Shifted,
+            sm_count: self.sm_count,
         }
     }
 

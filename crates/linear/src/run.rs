@@ -1,11 +1,11 @@
 //! Launching the forward pass.
 
 use crate::{
-    Decay, Inputs, Mode, Outputs, Plan, RawInputs, RawOutputs, RawWorkspace, Read, Result, slices,
+    Decay, Inputs, Mode, Outputs, Path, Plan, RawInputs, RawOutputs, RawWorkspace, Read, Result, slices,
     strided::{self, Placed},
-    walk,
+    walk::{self, Walk},
 };
-use cudarc::driver::{CudaStream, DevicePtrMut};
+use cudarc::driver::{CudaStream, DevicePtrMut, sys::CUdeviceptr};
 use lookback_device::Element;
 
 impl Plan {
@@ -198,21 +198,32 @@ impl Plan {
                 let sums = address + layout.states.bytes();
                 let normalizer = if self.options.normalize.is_some() { sums } else { 0 };
                 let prefix = self.prefix_walk(inputs, address, normalizer);
+                let path = prefix.state_path(self.path_at(&prefix));
                 // SAFETY: the caller's promise covers the addresses, sizes and strides were checked, and the workspace has room for
                 // the states and sums of the prefixes before that of the segments.
-                unsafe { walk::launch(stream, &prefix, prefix.state_path(self.path), segments) }?;
+                unsafe { walk::launch(stream, &prefix, path, segments) }?;
                 let inputs = RawInputs { state: address, normalizer, ..*inputs };
                 // SAFETY: as above.
-                unsafe { walk::launch(stream, &self.walk(&inputs, outputs), self.path, segments) }
+                unsafe { self.launch(stream, &self.walk(&inputs, outputs), segments) }
             }
             Mode::Bidirectional => {
                 // SAFETY: as above. The launches follow each other on the stream, so both may use the workspace.
-                unsafe { walk::launch(stream, &self.walk(inputs, outputs), self.path, segments) }?;
+                unsafe { self.launch(stream, &self.walk(inputs, outputs), segments) }?;
                 // SAFETY: as above.
-                unsafe { walk::launch(stream, &self.reverse_walk(inputs, outputs), self.path, segments) }
+                unsafe { self.launch(stream, &self.reverse_walk(inputs, outputs), segments) }
             }
             // SAFETY: as above.
-            _ => unsafe { walk::launch(stream, &self.walk(inputs, outputs), self.path, segments) },
+            _ => unsafe { self.launch(stream, &self.walk(inputs, outputs), segments) },
         }
+    }
+
+    /// The plan's path, unless the choice was the plan's and the addresses do not fit it.
+    fn path_at(&self, walk: &Walk) -> Path {
+        if self.options.path == Path::Auto { walk.aligned_path(self.path) } else { self.path }
+    }
+
+    unsafe fn launch(&self, stream: &CudaStream, walk: &Walk, workspace: CUdeviceptr) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { walk::launch(stream, walk, self.path_at(walk), workspace) }
     }
 }

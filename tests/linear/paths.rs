@@ -1,0 +1,125 @@
+//! The chunked paths behind the plan: one pass, and segments with a pass over their states, against the same oracle as the walk token
+//! by token.
+
+use super::case::{Case, Data, run};
+use half::bf16;
+use lookback_device::DType;
+use lookback_linear::{Decay, Mode, Path, Read};
+
+const PATHS: [Path; 2] = [Path::Chain, Path::Parallel];
+
+/// Three segments of 128 tokens, the last of 37.
+fn case(dtype: DType, path: Path, decay: Decay) -> Case {
+    Case { path, decay, scale: 0.125, ..Case::new(dtype, 1, 293, 64, 64) }
+}
+
+#[test]
+fn linear_attention_paths_every_read_and_direction() {
+    for (path, dtype) in PATHS.into_iter().zip([DType::F16, DType::Bf16]) {
+        for (read, mode, flags_every) in [
+            (Read::Inclusive, Mode::Causal, 0),
+            (Read::Inclusive, Mode::Bidirectional, 40),
+            (Read::ExclusiveBonus, Mode::Reverse, 0),
+            (Read::Shifted, Mode::Bidirectional, 0),
+            (Read::Shifted, Mode::Split(1), 30),
+        ] {
+            Case { read, mode, flags_every, ..case(dtype, path, Decay::Scalar) }.check();
+        }
+    }
+}
+
+#[test]
+fn linear_attention_paths_without_decay_and_by_head() {
+    for path in PATHS {
+        for decay in [Decay::None, Decay::Head] {
+            Case { batch: 2, seq_len: 140, ..case(DType::Bf16, path, decay) }.check();
+        }
+    }
+}
+
+#[test]
+fn linear_attention_paths_normalized_with_prefixes() {
+    for path in PATHS {
+        let case = Case { normalize: Some(0.5), batch: 2, seq_len: 150, ..case(DType::Bf16, path, Decay::None) };
+        case.check();
+        Case { mode: Mode::PrefixState, ..case.clone() }.check();
+        Case { mode: Mode::PrefixRead, prefix: vec![60, 131], ..case }.check();
+    }
+}
+
+#[test]
+fn linear_attention_paths_packed() {
+    let starts = Some(vec![0, 0, 1, 130, 130, 259, 293]);
+    for path in PATHS {
+        for mode in [Mode::Causal, Mode::Reverse] {
+            Case { mode, starts: starts.clone(), ..case(DType::F16, path, Decay::Scalar) }.check();
+        }
+    }
+}
+
+#[test]
+fn linear_attention_paths_of_other_tiles_and_groups() {
+    for path in PATHS {
+        for (key_dim, value_dim) in [(8, 8), (32, 72), (128, 136), (200, 64)] {
+            let shape = case(DType::Bf16, path, Decay::Scalar);
+            Case { key_heads: 1, key_dim, value_dim, seq_len: 133, ..shape }.check();
+        }
+    }
+}
+
+#[test]
+fn linear_attention_paths_short_lengths() {
+    for path in PATHS {
+        for seq_len in [0, 1, 15, 16, 17] {
+            Case { seq_len, ..case(DType::Bf16, path, Decay::Scalar) }.check();
+        }
+    }
+}
+
+#[test]
+fn linear_attention_chain_needs_no_workspace_and_segments_need_their_states() {
+    let bytes = |path, seq_len| Case { seq_len, ..case(DType::Bf16, path, Decay::Scalar) }.plan().workspace_bytes();
+    for seq_len in [1, 1000, 1_000_000] {
+        assert_eq!(bytes(Path::Chain, seq_len), 0);
+        assert_eq!(bytes(Path::Recurrent, seq_len), 0);
+    }
+    // Slots of 2 heads: the states of the segments and one more, and their decays.
+    let slots = |n: u64| n * 2 * 64 * 64 * 4 + (n * 2 * 4).next_multiple_of(256);
+    assert_eq!(bytes(Path::Parallel, 128), slots(2));
+    assert_eq!(bytes(Path::Parallel, 129), slots(3));
+    // Once the device is full, segments grow and not their number.
+    assert!(bytes(Path::Parallel, 1_000_000) <= slots(134));
+}
+
+#[test]
+fn linear_attention_auto_takes_what_fills_the_device() {
+    let path = |case: Case| Case { path: Path::Auto, ..case }.plan().path();
+    let long = Case { seq_len: 4096, ..case(DType::Bf16, Path::Auto, Decay::Scalar) };
+    assert_eq!(path(Case { batch: 64, ..long.clone() }), Path::Chain);
+    assert_eq!(path(long.clone()), Path::Parallel);
+    assert_eq!(path(Case { seq_len: 400, ..long.clone() }), Path::Chain);
+    assert_eq!(path(Case { dtype: DType::F32, ..long.clone() }), Path::Recurrent);
+    assert_eq!(path(Case { key_dim: 20, ..long.clone() }), Path::Recurrent);
+    assert_eq!(path(Case { value_dim: 3, ..long }), Path::Recurrent);
+}
+
+#[test]
+fn linear_attention_auto_goes_token_by_token_where_addresses_do_not_fit() {
+    let case = Case { seq_len: 40, path: Path::Auto, shift: 1, ..case(DType::Bf16, Path::Auto, Decay::Scalar) };
+    let data = Data::new::<bf16>(&case);
+    let token_by_token = Case { path: Path::Recurrent, shift: 0, ..case.clone() };
+    assert_eq!(case.plan().path(), Path::Chain);
+    assert_eq!(run::<bf16>(&case, &data), run::<bf16>(&token_by_token, &data));
+}
+
+#[test]
+fn linear_attention_paths_stay_near_the_walk_token_by_token() {
+    for path in PATHS {
+        let case = case(DType::Bf16, path, Decay::Scalar);
+        let data = Data::new::<bf16>(&case);
+        let (chunked, single) =
+            (run::<bf16>(&case, &data), run::<bf16>(&Case { path: Path::Recurrent, ..case.clone() }, &data));
+        case.compare(&chunked, &single);
+        assert_ne!(chunked.o, single.o, "other kernels");
+    }
+}
