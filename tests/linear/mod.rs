@@ -2,6 +2,9 @@
 pub mod case;
 mod chain;
 mod chain_case;
+mod chain_counters;
+mod chain_mutants;
+mod chain_poison;
 mod edges;
 mod golden;
 mod layout;
