@@ -61,7 +61,7 @@ pub fn cases(dtype: DType) -> Vec<Case> {
         }
         case
     };
-    vec![
+    let mut all = vec![
         with("causal", "none", vec![], &["path=recurrent"]),
         with("scalar decay, flags, state", "scalar", vec![states(), flags()], &["path=recurrent"]),
         with(
@@ -84,5 +84,16 @@ pub fn cases(dtype: DType) -> Vec<Case> {
             vec![("prefix_len", Tensor::indices(&[b], &[9, 0]))],
             &["mode=prefix_read", "scale=0.5", "path=recurrent"],
         ),
-    ]
+    ];
+    // Tensor cores take 16-bit elements.
+    if dtype != DType::F32 {
+        for (name, path, mode, tokens) in
+            [("in one pass", "path=chain", "mode=causal", 50), ("in segments", "path=parallel", "mode=reverse", 150)]
+        {
+            let sizes = Sizes { extents: [1, tokens, 2, 64, 64], shared: [1, 1] };
+            let tensors = tensors(dtype, &sizes, "scalar");
+            all.push(Case { name: name.into(), tensors, attributes: vec![path.into(), mode.into()] });
+        }
+    }
+    all
 }
