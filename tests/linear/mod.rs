@@ -1,4 +1,5 @@
 //! The linear attention family.
+mod budgets;
 pub mod case;
 mod chain;
 mod chain_case;
