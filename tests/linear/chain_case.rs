@@ -4,7 +4,7 @@ use bytemuck::Zeroable;
 use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
 use lookback_device::{Element, launch};
 use lookback_kernels::{
-    args::{LinearAttentionChain, LinearAttentionStatePass},
+    args::{LinearAttentionChain, LinearAttentionChainVector, LinearAttentionStatePass},
     find,
 };
 use lookback_suite::{
@@ -22,6 +22,21 @@ pub enum Decay {
     Head,
     /// One a token.
     Token,
+    /// One for every key of a token.
+    Key,
+    /// One for every value of a token.
+    Value,
+}
+
+impl Decay {
+    /// Decays of a token and head.
+    fn width(self, case: &Case) -> usize {
+        match self {
+            Self::Key => case.key_dim,
+            Self::Value => case.value_dim,
+            _ => 1,
+        }
+    }
 }
 
 /// One launch, or three with segments.
@@ -52,6 +67,8 @@ pub struct Case {
     pub state: bool,
     pub transposed: bool,
     pub normalize: bool,
+    /// Queries and keys above zero, as with a normaliser: scores are no small differences of large terms.
+    pub positive: bool,
     pub bonus: bool,
     pub out_f32: bool,
     pub accumulate: bool,
@@ -84,6 +101,7 @@ impl Case {
             state: true,
             transposed: false,
             normalize: false,
+            positive: false,
             bonus: false,
             out_f32: false,
             accumulate: false,
@@ -141,15 +159,16 @@ impl Data {
             let len = rows * heads / group * dim;
             if positive { random.uniforms::<T>(len, 0.0, 1.0) } else { random.normals::<T>(len) }
         };
-        let q = rows_of(case.groups[0], case.key_dim, case.normalize);
-        let k = rows_of(case.groups[1], case.key_dim, case.normalize);
+        let positive = case.normalize || case.positive;
+        let q = rows_of(case.groups[0], case.key_dim, positive);
+        let k = rows_of(case.groups[1], case.key_dim, positive);
         let v = rows_of(case.groups[2], case.value_dim, false);
         let z_low = if case.normalize { 0.0 } else { -1.0 };
         Self {
             q,
             k,
             v,
-            g: random.uniforms::<f32>(rows * heads, case.g_low, 0.0),
+            g: random.uniforms::<f32>(rows * heads * case.decay.width(case), case.g_low, 0.0),
             u: random.normals::<f32>(heads * case.key_dim),
             h0: random.normals::<f32>(n * heads * case.key_dim * case.value_dim),
             z0: random.uniforms::<f32>(n * heads * case.key_dim, z_low, 1.0),
@@ -183,10 +202,13 @@ pub fn walk(case: &Case, data: &Data) -> Output {
                 };
                 let (q, k, v) =
                     (of(&data.q, case.groups[0], kd), of(&data.k, case.groups[1], kd), of(&data.v, case.groups[2], vd));
-                let g = match case.decay {
+                let width = case.decay.width(case);
+                let g = |i: usize, j: usize| match case.decay {
                     Decay::None => 0.0,
                     Decay::Head => data.g[head],
                     Decay::Token => data.g[row * heads + head],
+                    Decay::Key => data.g[(row * heads + head) * width + i],
+                    Decay::Value => data.g[(row * heads + head) * width + j],
                 };
                 let cut = flagged.contains(&row);
                 let is_key = case.prefix.is_empty() || t - low >= case.prefix[n] as usize;
@@ -194,7 +216,12 @@ pub fn walk(case: &Case, data: &Data) -> Output {
                     s.fill(0.0);
                     z.fill(0.0);
                 };
-                let decay = |s: &mut Vec<f64>, z: &mut Vec<f64>| s.iter_mut().chain(z).for_each(|x| *x *= g.exp());
+                let decay = |s: &mut Vec<f64>, z: &mut Vec<f64>| {
+                    for i in 0..kd {
+                        z[i] *= g(i, 0).exp();
+                        s[i * vd..][..vd].iter_mut().enumerate().for_each(|(j, s)| *s *= g(i, j).exp());
+                    }
+                };
                 let add = |s: &mut Vec<f64>, z: &mut Vec<f64>| {
                     for i in (0..kd).filter(|_| is_key) {
                         z[i] += k[i];
@@ -305,7 +332,7 @@ pub fn run<T: Element>(case: &Case, data: &Data) -> Output {
     let mut z = Guarded::<f32>::poisoned(n * heads * kd, 0);
     let mut slot_h = upload(&vec![f32::NAN; slots * heads * kd * vd]);
     let mut slot_z = upload(&vec![f32::NAN; slots * heads * kd]);
-    let mut carry = upload(&vec![f32::NAN; slots * heads]);
+    let mut carry = upload(&vec![f32::NAN; slots * heads * case.decay.width(case)]);
     {
         let (q, _q) = q.device_ptr(&stream);
         let (k, _k) = k.device_ptr(&stream);
@@ -328,7 +355,8 @@ pub fn run<T: Element>(case: &Case, data: &Data) -> Output {
         let some = |is: bool, at: u64| if is { at } else { 0 };
         let [sk, sv] = if case.transposed { [1, kd] } else { [vd, 1] };
         let row = |width: usize| (width + pad) as i64;
-        let per_token = i64::from(case.decay == Decay::Token);
+        let width = case.decay.width(case);
+        let per_token = if matches!(case.decay, Decay::None | Decay::Head) { 0 } else { width as i64 };
         let args = LinearAttentionChain {
             p_q: q,
             p_k: k,
@@ -355,7 +383,7 @@ pub fn run<T: Element>(case: &Case, data: &Data) -> Output {
             v_stride_head: vd as i64,
             g_stride_batch: per_token * (case.seq_len * heads) as i64,
             g_stride_token: per_token * heads as i64,
-            g_stride_head: 1,
+            g_stride_head: width as i64,
             o_stride_batch: (case.seq_len * widths[3]) as i64,
             o_stride_token: widths[3] as i64,
             o_stride_head: vd as i64,
@@ -422,10 +450,28 @@ impl Launches {
         let (kt, bv) = (case.kt.to_string(), case.bv.to_string());
         let variant =
             [("dtype", T::DTYPE.name()), ("kt", kt.as_str()), ("bv", bv.as_str()), ("norm", norm), ("part", part)];
-        let kernel = find("linear_attention_chain", &variant).expect("every variant is built");
         let grid = [self.tiles * args.segments * self.sequences, args.heads, 1];
+        let side = match case.decay {
+            Decay::Key => Some("key"),
+            Decay::Value => Some("value"),
+            _ => None,
+        };
+        let stream = device::stream();
         // SAFETY: all buffers have the extents that the kernel's contract names, and are held until the launch is queued.
-        unsafe { launch(&device::stream(), kernel, grid, args) }.unwrap_or_else(|e| panic!("{e}"));
+        let launched = unsafe {
+            match side {
+                None => {
+                    let kernel = find("linear_attention_chain", &variant).expect("every variant is built");
+                    launch(&stream, kernel, grid, args)
+                }
+                Some(side) => {
+                    let variant: Vec<_> = variant.into_iter().chain([("side", side)]).collect();
+                    let kernel = find("linear_attention_chain_vector", &variant).expect("every variant is built");
+                    launch(&stream, kernel, grid, &bytemuck::cast::<_, LinearAttentionChainVector>(*args))
+                }
+            }
+        };
+        launched.unwrap_or_else(|e| panic!("{e}"));
     }
 
     /// Contributions of the segments, the states that they start from, and the walk of each from there.
@@ -440,6 +486,11 @@ impl Launches {
         self.chain::<T>(case, "state", &state);
 
         let whole = &self.args;
+        let decay = match case.decay {
+            Decay::Key => "key",
+            Decay::Value => "value",
+            _ => "scalar",
+        };
         let args = LinearAttentionStatePass {
             p_slots: slot_h,
             p_z_slots: if case.normalize { slot_z } else { 0 },
@@ -464,7 +515,7 @@ impl Launches {
             segment_tokens: whole.segment_tokens,
             ..Zeroable::zeroed()
         };
-        let kernel = find("linear_attention_state_pass", &[("decay", "scalar")]).expect("every variant is built");
+        let kernel = find("linear_attention_state_pass", &[("decay", decay)]).expect("every variant is built");
         let blocks = ((kd * vd + if case.normalize { kd } else { 0 }) as u32).div_ceil(kernel.block[0]);
         // SAFETY: as above; slots are those that the launch before wrote.
         unsafe { launch(&device::stream(), kernel, [blocks * self.sequences, whole.heads, 1], &args) }

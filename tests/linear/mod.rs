@@ -6,6 +6,7 @@ mod chain_case;
 mod chain_counters;
 mod chain_mutants;
 mod chain_poison;
+mod chain_vector;
 mod edges;
 mod golden;
 mod layout;
