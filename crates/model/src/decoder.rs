@@ -4,7 +4,7 @@
 use crate::checkpoint::Checkpoint;
 use crate::flags::{RESET_FORWARD, RESET_REVERSE};
 use crate::recurrence::Stage;
-use cudarc::driver::{CudaSlice, CudaStream};
+use cudarc::driver::{CudaSlice, CudaStream, CudaView};
 use lookback_device::{DType, DeviceInfo, Element, Error, Result, driver};
 use lookback_nn::{Param, embedding, gemm, residual_norm};
 use std::sync::Arc;
@@ -53,6 +53,15 @@ impl Extent {
     }
 }
 
+/// What is known of the tokens of a pass besides their rows of the residual.
+#[derive(Clone, Copy)]
+pub struct Tokens<'a> {
+    /// `[tokens]`: bit 0 cuts every carry into a token. Absent where rows are whole sequences.
+    pub flags: Option<&'a CudaSlice<u8>>,
+    /// `[tokens]` where rows go on; absent at the start, where they count from 0.
+    pub positions: Option<&'a CudaView<'a, i32>>,
+}
+
 /// A layer of a model whose activations are of type `T`.
 pub trait Layer<T: Element>: Sized {
     /// Sizes and constants, the same for all layers.
@@ -87,7 +96,7 @@ pub trait Layer<T: Element>: Sized {
     /// # Errors
     /// [`Error::OutOfMemory`].
     fn carry(&self, stream: &Arc<CudaStream>, config: &Self::Config, rows: usize) -> Result<Self::Carry>;
-    /// Adds the layer's output to `residual`, `[tokens, width]`. `flags` has bit 0 where a carry into a token is cut.
+    /// Adds the layer's output to `residual`, `[tokens, width]`.
     ///
     /// # Errors
     /// Those of the operations.
@@ -96,7 +105,7 @@ pub trait Layer<T: Element>: Sized {
         stream: &CudaStream,
         work: &mut Self::Work,
         residual: &mut CudaSlice<f32>,
-        flags: Option<&CudaSlice<u8>>,
+        tokens: Tokens<'_>,
         carry: &mut Self::Carry,
     ) -> Result<()>;
 }
@@ -117,6 +126,8 @@ pub struct Decoder<T: Element, L: Layer<T>> {
 pub struct Generation<T: Element, L: Layer<T>> {
     pass: Pass<T, L>,
     carries: Vec<L::Carry>,
+    /// Tokens read, padding included.
+    read: usize,
 }
 
 impl<T: Element, L: Layer<T>> Generation<T, L> {
@@ -142,6 +153,7 @@ struct Pass<T: Element, L: Layer<T>> {
     norm: residual_norm::Plan,
     head: gemm::Plan,
     work: L::Work,
+    /// Ids, and positions where rows go on.
     ids: CudaSlice<i32>,
     flags: Option<CudaSlice<u8>>,
     embedded: CudaSlice<T>,
@@ -178,7 +190,7 @@ impl<T: Element, L: Layer<T>> Pass<T, L> {
             norm: norm(strided)?,
             head: gemm::Plan::new(&gemm::Shape::linear(asked, vocabulary, width), &logits, device)?,
             work: L::work(stream, device, config, extent)?,
-            ids: stream.alloc_zeros(tokens).map_err(allocated)?,
+            ids: stream.alloc_zeros(2 * tokens).map_err(allocated)?,
             flags: flags.map(|flags| stream.clone_htod(flags)).transpose().map_err(|e| driver(e, "copy flags"))?,
             embedded: stream.alloc_zeros(tokens * width).map_err(allocated)?,
             residual: stream.alloc_zeros(tokens * width).map_err(allocated)?,
@@ -188,16 +200,28 @@ impl<T: Element, L: Layer<T>> Pass<T, L> {
         })
     }
 
-    /// Tokens to the logits that the pass was made for.
-    fn run(&mut self, model: &Decoder<T, L>, tokens: &[i32], carries: &mut [L::Carry]) -> Result<Vec<f32>> {
+    /// Tokens, the first of them at `position` of its row, to the logits that the pass was made for.
+    fn run(
+        &mut self,
+        model: &Decoder<T, L>,
+        tokens: &[i32],
+        position: usize,
+        carries: &mut [L::Carry],
+    ) -> Result<Vec<f32>> {
         let Decoder { stream, table, head, norm, layers, .. } = model;
         let Self { residual, embedded, normed, logits, .. } = self;
-        stream.memcpy_htod(tokens, &mut self.ids).map_err(|e| driver(e, "copy tokens"))?;
+        let goes_on = self.extent.stage == Stage::Step;
+        let position = i32::try_from(position).unwrap_or(i32::MAX);
+        let positions = std::iter::repeat_n(position, if goes_on { tokens.len() } else { 0 });
+        let words: Vec<i32> = tokens.iter().copied().chain(positions).collect();
+        stream.memcpy_htod(&words, &mut self.ids).map_err(|e| driver(e, "copy tokens"))?;
+        let positions = self.ids.slice(tokens.len()..);
+        let about = Tokens { flags: self.flags.as_ref(), positions: goes_on.then_some(&positions) };
         self.embed.run(stream, table, &self.ids, embedded, None)?;
         let inputs = residual_norm::Inputs { x: Some(embedded), ..Default::default() };
         self.widen.run::<T>(stream, inputs, Some(residual), None)?;
         for (layer, carry) in layers.iter().zip(carries) {
-            layer.run(stream, &mut self.work, residual, self.flags.as_ref(), carry)?;
+            layer.run(stream, &mut self.work, residual, about, carry)?;
         }
         let asked = residual.slice(self.first_asked..);
         let inputs = residual_norm::Inputs { residual: Some(&asked), weight: Some(norm), ..Default::default() };
@@ -243,7 +267,7 @@ impl<T: Element, L: Layer<T>> Decoder<T, L> {
         self.check(&[tokens])?;
         let extent = Extent { rows: 1, len: tokens.len(), stage: Stage::Start };
         let mut pass = Pass::new(self, extent, LogitsAfter::EveryToken, None)?;
-        pass.run(self, tokens, &mut self.carries(1)?)
+        pass.run(self, tokens, 0, &mut self.carries(1)?)
     }
 
     /// Reads prompts of any lengths together in one pass. Gives the logits that follow each prompt's last token,
@@ -260,9 +284,10 @@ impl<T: Element, L: Layer<T>> Decoder<T, L> {
         let extent = Extent { rows, len, stage: Stage::Start };
         let mut carries = self.carries(rows)?;
         let mut pass = Pass::new(self, extent, LogitsAfter::LastTokens, flags.as_deref())?;
-        let logits = pass.run(self, &tokens, &mut carries)?;
+        let logits = pass.run(self, &tokens, 0, &mut carries)?;
         let extent = Extent { rows, len: 1, stage: Stage::Step };
-        Ok((logits, Generation { pass: Pass::new(self, extent, LogitsAfter::LastTokens, None)?, carries }))
+        let pass = Pass::new(self, extent, LogitsAfter::LastTokens, None)?;
+        Ok((logits, Generation { pass, carries, read: len }))
     }
 
     /// Reads one more token of every row. Gives the logits that follow, `[rows, vocabulary]`.
@@ -277,7 +302,10 @@ impl<T: Element, L: Layer<T>> Decoder<T, L> {
             return Err(Error::Shape { op: OP, arg: "tokens", want: format!("{rows} long, one a row"), got });
         }
         self.check(&[tokens])?;
-        generation.pass.run(self, tokens, &mut generation.carries)
+        let Generation { pass, carries, read } = generation;
+        let logits = pass.run(self, tokens, *read, carries)?;
+        *read += 1;
+        Ok(logits)
     }
 
     fn carries(&self, rows: usize) -> Result<Vec<L::Carry>> {

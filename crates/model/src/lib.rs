@@ -4,7 +4,7 @@
 //! the caller's stream, [`phonebook::Book`] turns text into prompts.
 //!
 //! The linear attention family reads the checkpoints of its authors, by their tensors' names, through
-//! [`checkpoint::Checkpoint`]: [`mamba2`] and [`hydra`].
+//! [`checkpoint::Checkpoint`]: [`mamba2`], [`hydra`], and GLA, RetNet and LightNet as one [`linear_block`].
 //!
 //! ```no_run
 //! use lookback_model::{gated_ssm::GatedSsm, phonebook::Book, weights::Weights};
@@ -25,7 +25,9 @@ pub mod config;
 pub mod decoder;
 pub mod flags;
 pub mod gated_ssm;
+mod gated_unit;
 pub mod hydra;
+pub mod linear_block;
 pub mod mamba2;
 mod pass;
 pub mod phonebook;

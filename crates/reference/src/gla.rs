@@ -8,7 +8,7 @@
 //! `q = silu(W x)`, and its own normalised state.
 
 use crate::layers::{add, gated_unit, product, project, rms_norm, silu, softplus};
-use crate::lightnet;
+use crate::lightnet::{self, Positions};
 
 pub use crate::lightnet::Heads;
 
@@ -32,20 +32,6 @@ pub fn core(heads: &Heads, q: &[f64], k: &[f64], v: &[f64], g: &[f64], scale: f6
     (o, state)
 }
 
-/// Rotates pairs `(i, i + K/2)` of every head of `[T,H,K]` by `t base^(-2i/K)`.
-pub fn rotate(x: &[f64], heads: usize, key: usize, base: f64, first: usize) -> Vec<f64> {
-    let half = key / 2;
-    let mut y = x.to_vec();
-    for (row, (y, x)) in y.chunks_exact_mut(key).zip(x.chunks_exact(key)).enumerate() {
-        for i in 0..half {
-            let angle = (first + row / heads) as f64 * base.powf(-2.0 * i as f64 / key as f64);
-            y[i] = x[i] * angle.cos() - x[i + half] * angle.sin();
-            y[i + half] = x[i + half] * angle.cos() + x[i] * angle.sin();
-        }
-    }
-    y
-}
-
 /// Where the state's weights come from.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Source {
@@ -60,11 +46,8 @@ pub enum Source {
         /// Divisor of the log sigmoid.
         normalizer: f64,
     },
-    /// One fixed decay a head; rotary positions with this base.
-    Retention {
-        /// Base of the angles.
-        base: f64,
-    },
+    /// One fixed decay a head.
+    Retention,
     /// LightNet's running softmax of the keys, or its softmax over all tokens.
     Additive {
         /// Whether every token sees all.
@@ -79,6 +62,8 @@ pub struct Layer {
     pub heads: Heads,
     /// Source of the decays.
     pub source: Source,
+    /// Positions of queries and keys.
+    pub positions: Option<Positions>,
     /// `[width]`, before the mixer.
     pub mixer_norm: Vec<f64>,
     /// `[H K, width]`.
@@ -105,27 +90,32 @@ impl Layer {
         let Heads { heads, key, value } = self.heads;
         let [q, k, v] = [&self.q, &self.k, &self.v].map(|weight| project(x, weight, None, width));
         let scale = (key as f64).powf(-0.5);
-        let o = match &self.source {
+        let q = if matches!(self.source, Source::Additive { .. }) { silu(&q) } else { q };
+        let (weights, g) = match &self.source {
             Source::LowRank { down, up, bias, normalizer } => {
                 let low = project(x, down, None, width);
                 let g = project(&low, up, Some(bias), down.len() / width);
-                let g: Vec<f64> = g.iter().map(|g| -softplus(-g) / normalizer).collect();
-                core(&self.heads, &q, &k, &v, &g, scale).0
+                (k.clone(), g.iter().map(|g| -softplus(-g) / normalizer).collect())
             }
-            Source::Retention { base } => {
+            Source::Retention => {
                 let decay = |at: usize| (1.0 - 2_f64.powi(-5 - ((at / key) % heads) as i32)).ln();
-                let g: Vec<f64> = (0..q.len()).map(decay).collect();
-                let [q, k] = [q, k].map(|x| rotate(&x, heads, key, *base, 0));
-                core(&self.heads, &q, &k, &v, &g, scale).0
+                (k.clone(), (0..q.len()).map(decay).collect())
             }
-            Source::Additive { bidirectional } => {
-                let q: Vec<f64> = silu(&q).into_iter().map(|q| scale * q).collect();
-                if *bidirectional {
-                    lightnet::bidirectional(&self.heads, &q, &k, &v)
-                } else {
-                    lightnet::causal(&self.heads, &q, &k, &v).o
-                }
+            Source::Additive { .. } => lightnet::gates(&k, heads * key),
+        };
+        let o = match (&self.source, &self.positions) {
+            (Source::Additive { bidirectional: true }, _) => {
+                let q: Vec<f64> = q.iter().map(|q| scale * q).collect();
+                lightnet::bidirectional(&self.heads, &q, &k, &v)
             }
+            (_, Some(positions)) => {
+                // The cosine form has two copies of every entry, which decay alike.
+                let copies = if positions.cosine { 2 } else { 1 };
+                let g: Vec<f64> = g.chunks_exact(key).flat_map(|g| g.repeat(copies)).collect();
+                let [q, k] = [&q, &weights].map(|x| positions.apply(x, heads, key));
+                core(&Heads { key: copies * key, ..self.heads }, &q, &k, &v, &g, scale).0
+            }
+            (_, None) => core(&self.heads, &q, &weights, &v, &g, scale).0,
         };
         let gate = self.gate.iter().fold((x.to_vec(), width), |(x, inputs), weight| {
             (project(&x, weight, None, inputs), weight.len() / inputs)
@@ -178,12 +168,5 @@ mod tests {
         let half = 0.5_f64.ln();
         let (o, state) = core(&heads, &[1.0, 2.0], &[1.0, 3.0], &[4.0, 5.0], &[half; 2], 0.5);
         assert_eq!((o, state), (vec![2.0, 17.0], vec![17.0]));
-    }
-
-    #[test]
-    fn a_rotation_keeps_lengths_and_turns_by_the_position() {
-        let turned = rotate(&[1.0, 0.0, 0.0, 1.0], 1, 2, 1e4, 1);
-        assert!((turned[0] - 1_f64.cos()).abs() < 1e-15 && (turned[1] - 1_f64.sin()).abs() < 1e-15);
-        assert!((turned[2] + 2_f64.sin()).abs() < 1e-15 && (turned[3] - 2_f64.cos()).abs() < 1e-15);
     }
 }

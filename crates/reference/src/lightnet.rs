@@ -93,6 +93,59 @@ pub fn toeplitz(x: &[f64], b: &[f64], decay: &[f64], channels: usize) -> Vec<f64
     y
 }
 
+/// Relative positions by rotation or cosine, on a grid of one or more axes.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Positions {
+    /// `[x cos, x sin]`, an angle for each entry; else pairs `(i, i + K/2)` turn.
+    pub cosine: bool,
+    /// Base of the angles.
+    pub base: f64,
+    /// Extents of the axes, the slowest first; tokens lie on them in row-major order.
+    pub axes: Vec<usize>,
+}
+
+impl Positions {
+    /// `[T,H,K]` with positions: of the same width, or twice as wide with the cosine form.
+    pub fn apply(&self, x: &[f64], heads: usize, key: usize) -> Vec<f64> {
+        let turned = if self.cosine { key } else { key / 2 };
+        let row = |(at, x): (usize, &[f64])| {
+            let angles: Vec<f64> = (0..turned).map(|i| self.angle(at / heads, i, turned, key)).collect();
+            let cos = |i: usize| x[i] * angles[i % turned].cos();
+            let sin = |i: usize| x[i] * angles[i % turned].sin();
+            if self.cosine {
+                (0..key).map(cos).chain((0..key).map(sin)).collect::<Vec<f64>>()
+            } else {
+                let first = (0..turned).map(|i| cos(i) - sin(i + turned));
+                first.chain((0..turned).map(|i| cos(i + turned) + sin(i))).collect()
+            }
+        };
+        x.chunks_exact(key).enumerate().flat_map(row).collect()
+    }
+
+    /// Angle `i` of `turned` at a token: axes share the angles in order, every axis with the first frequencies.
+    fn angle(&self, token: usize, i: usize, turned: usize, key: usize) -> f64 {
+        let each = turned.div_ceil(self.axes.len());
+        let (axis, i) = (i / each, i % each);
+        let after: usize = self.axes[axis + 1..].iter().product();
+        let at = if axis == 0 { token / after } else { token / after % self.axes[axis] };
+        at as f64 * self.base.powf(-2.0 * i as f64 / key as f64)
+    }
+}
+
+/// What LightNet's recurrence runs on: `e^(k - z)` and `g = z[t-1] - z[t]`, 0 at the first token, with `z` the log of the sum so far.
+pub fn gates(k: &[f64], channels: usize) -> (Vec<f64>, Vec<f64>) {
+    let tokens = k.len() / channels;
+    let z = |t: usize, c: usize| {
+        let most = (0..=t).map(|j| k[j * channels + c]).fold(f64::NEG_INFINITY, f64::max);
+        most + (0..=t).map(|j| (k[j * channels + c] - most).exp()).sum::<f64>().ln()
+    };
+    let at = |f: &dyn Fn(usize, usize) -> f64| {
+        (0..tokens * channels).map(|i| f(i / channels, i % channels)).collect::<Vec<f64>>()
+    };
+    let g = |t: usize, c: usize| if t == 0 { 0.0 } else { z(t - 1, c) - z(t, c) };
+    (at(&|t, c| (k[t * channels + c] - z(t, c)).exp()), at(&g))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -104,6 +157,28 @@ mod tests {
         assert_eq!(causal.o, [3.0, 4.0, 6.0]);
         assert!((causal.z[0] - 2.0 - 3_f64.ln()).abs() < 1e-15);
         assert_eq!(bidirectional(&heads, &[1.0, 2.0], &[7.0; 2], &[3.0, 5.0]), [4.0, 8.0]);
+    }
+
+    #[test]
+    fn gates_make_the_softmax_recurrent() {
+        let heads = Heads { heads: 1, key: 2, value: 1 };
+        let (q, k, v) = ([1.0, 0.5, -1.0, 2.0, 0.3, 0.7], [0.1, 3.0, -2.0, 0.5, 1.0, 1.5], [1.0, -2.0, 4.0]);
+        let (weights, g) = gates(&k, 2);
+        let (o, _) = crate::gla::core(&heads, &q, &weights, &v, &g, 1.0);
+        for (o, wanted) in o.iter().zip(causal(&heads, &q, &k, &v).o) {
+            assert!((o - wanted).abs() < 1e-14);
+        }
+    }
+
+    #[test]
+    fn positions_keep_lengths_and_turn_by_their_axis() {
+        let half = Positions { cosine: false, base: 1e4, axes: vec![9] };
+        let turned = half.apply(&[1.0, 0.0, 0.0, 1.0], 1, 2);
+        let (sin, cos) = 1_f64.sin_cos();
+        assert_eq!(turned, [1.0, 0.0, -sin, cos]);
+        // Token 4 of a grid of rows of 3 stands at (1, 1).
+        let cosine = Positions { cosine: true, base: 1e4, axes: vec![2, 3] };
+        assert_eq!(cosine.apply(&[1.0; 10], 1, 2)[16..], [cos, cos, sin, sin]);
     }
 
     #[test]

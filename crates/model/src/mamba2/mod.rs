@@ -22,7 +22,7 @@ mod config;
 pub use config::Config;
 
 use crate::checkpoint::Checkpoint;
-use crate::decoder::{Decoder, Extent, Frame, FrameNames, Layer};
+use crate::decoder::{Decoder, Extent, Frame, FrameNames, Layer, Tokens};
 use crate::recurrence::{Recurrence, States};
 use cudarc::driver::{CudaSlice, CudaStream};
 use lookback_device::{DType, DeviceInfo, Element, Result, driver};
@@ -198,7 +198,7 @@ impl<T: Element> Layer<T> for Mixer<T> {
         stream: &CudaStream,
         work: &mut Work<T>,
         residual: &mut CudaSlice<f32>,
-        flags: Option<&CudaSlice<u8>>,
+        tokens: Tokens<'_>,
         carry: &mut Carry<T>,
     ) -> Result<()> {
         let Work { config, normed, projected, mixed, dt, g, v, y, gated, .. } = work;
@@ -210,7 +210,7 @@ impl<T: Element> Layer<T> for Mixer<T> {
         let (z, xbc) = (projected.slice(..), projected.slice(inner..));
         let d = projected.slice(inner + config.mixed()..);
         // x B C = silu(conv(x B C))
-        let flags = flags.map(|flags| flags as _);
+        let flags = tokens.flags.map(|flags| flags as _);
         let before = work.attention.goes_on().then_some(&carry.taps as _);
         let inputs =
             short_convolution::Inputs { bias: Some(&self.conv_bias), flags, state: before, ..Default::default() };
