@@ -48,6 +48,30 @@ fn linear_attention_paths_normalized_with_prefixes() {
 }
 
 #[test]
+fn linear_attention_paths_with_vector_decays() {
+    for (path, dtype) in PATHS.into_iter().zip([DType::Bf16, DType::F16]) {
+        for (read, mode, flags_every) in [
+            (Read::Inclusive, Mode::Causal, 0),
+            (Read::ExclusiveBonus, Mode::Causal, 50),
+            (Read::Shifted, Mode::Reverse, 40),
+            (Read::Inclusive, Mode::Bidirectional, 0),
+        ] {
+            Case { read, mode, flags_every, ..case(dtype, path, Decay::Vector) }.check();
+        }
+        let starts = Some(vec![0, 0, 1, 130, 130, 259, 293]);
+        Case { starts, key_dim: 32, value_dim: 40, ..case(dtype, path, Decay::Vector) }.check();
+    }
+}
+
+#[test]
+fn linear_attention_auto_finds_kernels_for_every_decay_with_a_normaliser() {
+    for decay in [Decay::None, Decay::Head, Decay::Scalar, Decay::Vector] {
+        let auto = Case { normalize: Some(0.5), seq_len: 40, ..case(DType::Bf16, Path::Auto, decay) };
+        Case { path: auto.plan().path(), ..auto }.check();
+    }
+}
+
+#[test]
 fn linear_attention_paths_packed() {
     let starts = Some(vec![0, 0, 1, 130, 130, 259, 293]);
     for path in PATHS {

@@ -66,9 +66,9 @@ impl Walk {
     /// The token-by-token kernel, and the values of its tile.
     fn recurrent_kernel(&self) -> Result<(&'static Kernel, usize)> {
         if self.normalize.is_some() && self.gate.side == Side::Value {
-            return Err(self.no_kernel("decays of values with a normaliser"));
+            return Err(self.no_kernel("steps token by token"));
         }
-        let none = || self.no_kernel("keys token by token");
+        let none = || self.no_kernel("steps token by token");
         let (tile, columns) = policy::recurrent_tile(self.key_dim).ok_or_else(none)?;
         let variant = [("key_tile", tile), ("dtype", self.dtype.name())];
         Ok((lookback_kernels::find("linear_attention_recurrent", &variant).ok_or_else(none)?, columns))
@@ -139,7 +139,15 @@ impl Walk {
     }
 
     fn no_kernel(&self, what: &str) -> Error {
-        let request = format!("{what}: {} [{}, {}]", self.dtype, self.key_dim, self.value_dim);
+        let Walk { dtype, key_dim, value_dim, .. } = self;
+        let side = match self.gate.side {
+            Side::None => "no decay",
+            Side::Scalar => "a decay of the state",
+            Side::Key => "decays of keys",
+            Side::Value => "decays of values",
+        };
+        let normalized = if self.normalize.is_some() { ", a normaliser" } else { "" };
+        let request = format!("{what} with {dtype} states of [{key_dim}, {value_dim}], {side}{normalized}");
         Error::NoKernel { op: "linear_attention", request }
     }
 }
@@ -311,13 +319,24 @@ unsafe fn chain(
     };
     let (segment_tokens, segments) = (segment_tokens as u32, segments as u32);
     let grid = grid(walk, path);
-    let args = walk_arguments!(LinearAttentionChain, walk, {
+    let sequences = walk.sequences as u32;
+    if matches!(walk.gate.side, Side::None | Side::Scalar) {
+        let args = walk_arguments!(LinearAttentionChain, walk, {
+            p_carry: p_carry,
+            sequences: sequences,
+            segment_tokens: segment_tokens,
+            segments: segments,
+        });
+        // SAFETY: the caller's promise covers the addresses; the rest is as the contract wants it.
+        return unsafe { lookback_device::launch(stream, kernel, grid, &args) };
+    }
+    let args = walk_arguments!(LinearAttentionChainVector, walk, {
         p_carry: p_carry,
-        sequences: walk.sequences as u32,
+        sequences: sequences,
         segment_tokens: segment_tokens,
         segments: segments,
     });
-    // SAFETY: the caller's promise covers the addresses; the rest is as the contract wants it.
+    // SAFETY: as above.
     unsafe { lookback_device::launch(stream, kernel, grid, &args) }
 }
 
