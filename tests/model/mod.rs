@@ -9,3 +9,4 @@ mod linear_block;
 mod mamba2;
 mod packed;
 mod support;
+mod tpe;

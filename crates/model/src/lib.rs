@@ -32,6 +32,7 @@ pub mod mamba2;
 mod pass;
 pub mod phonebook;
 mod recurrence;
+pub mod tpe;
 pub mod weights;
 
 pub use recurrence::Stage;
