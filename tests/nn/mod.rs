@@ -16,4 +16,5 @@ mod residual_norm;
 mod rms_norm;
 mod rotary;
 mod short_convolution;
+mod short_convolution_backward;
 mod support;

@@ -44,7 +44,12 @@ impl Rows {
 
     /// Whether rows can be read or written 16 bytes at a time, apart from a tail.
     pub fn wide(&self, address: CUdeviceptr) -> bool {
-        address.is_multiple_of(16) && (self.rows <= 1 || (self.stride * self.size as i64) % 16 == 0)
+        self.wide_by(address, 16)
+    }
+
+    /// The same for accesses of `bytes`.
+    pub fn wide_by(&self, address: CUdeviceptr, bytes: u64) -> bool {
+        address.is_multiple_of(bytes) && (self.rows <= 1 || (self.stride * self.size as i64) % bytes as i64 == 0)
     }
 
     /// Whether any byte belongs to both. Exact when both have the same stride, else by their spans.

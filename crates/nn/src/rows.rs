@@ -8,32 +8,49 @@ use lookback_kernels::{Kernel, find};
 /// Threads of a block of most of these kernels.
 pub(crate) const BLOCK: usize = 256;
 
-/// A kernel in two variants: 16-byte accesses, and one element at a time.
+/// A kernel in two variants: wide accesses, and one element at a time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Variants {
     wide: &'static Kernel,
     single: &'static Kernel,
+    /// Bytes of a wide access.
+    bytes: u64,
 }
 
 impl Variants {
-    /// Looks both up; `extra` are variant keys besides `dtype` and `vec`.
+    /// Looks both up, with accesses of 16 bytes; `extra` are variant keys besides `dtype` and `vec`.
     pub fn find(op: &'static str, name: &str, dtype: DType, extra: &[(&str, &str)]) -> Result<Self> {
+        Self::with_vec(op, name, dtype, extra, if dtype == DType::F32 { "4" } else { "8" })
+    }
+
+    /// With accesses of four elements, for kernels that keep much in registers.
+    pub fn of_four(op: &'static str, name: &str, dtype: DType, extra: &[(&str, &str)]) -> Result<Self> {
+        Self::with_vec(op, name, dtype, extra, "4")
+    }
+
+    fn with_vec(op: &'static str, name: &str, dtype: DType, extra: &[(&str, &str)], vec: &str) -> Result<Self> {
         let of = |vec: &str| {
             let mut request = vec![("dtype", dtype.name()), ("vec", vec)];
             request.extend_from_slice(extra);
             find(name, &request).ok_or_else(|| Error::NoKernel { op, request: format!("{name} {request:?}") })
         };
-        Ok(Self { wide: of(if dtype == DType::F32 { "4" } else { "8" })?, single: of("1")? })
+        let bytes = if vec == "8" { 16 } else { 4 * dtype.size() as u64 };
+        Ok(Self { wide: of(vec)?, single: of("1")?, bytes })
+    }
+
+    /// The variant that fits anything, and its elements per access.
+    pub fn single(&self) -> (&'static Kernel, u32) {
+        (self.single, 1)
     }
 
     /// The variant that fits every matrix at its address, and its elements per access. All have the element size of the variant.
     pub fn pick(&self, matrices: &[(CUdeviceptr, &Rows)]) -> (&'static Kernel, u32) {
         let fits = |(address, rows): &(CUdeviceptr, &Rows)| {
-            rows.wide(*address) && (rows.width as u64 * rows.size).is_multiple_of(16)
+            rows.wide_by(*address, self.bytes) && (rows.width as u64 * rows.size).is_multiple_of(self.bytes)
         };
         match matrices.first() {
-            Some((_, rows)) if matrices.iter().all(fits) => (self.wide, 16 / rows.size as u32),
-            _ => (self.single, 1),
+            Some((_, rows)) if matrices.iter().all(fits) => (self.wide, (self.bytes / rows.size) as u32),
+            _ => self.single(),
         }
     }
 }

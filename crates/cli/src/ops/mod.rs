@@ -16,6 +16,7 @@ mod producer_scan;
 mod rms_norm;
 mod rotary;
 mod short_convolution;
+mod short_convolution_backward;
 
 pub use inputs::{AttributeSpec, Case, Inputs, Operation, TensorSpec, Values};
 
@@ -41,6 +42,7 @@ pub static ALL: &[&Operation] = &[
     &gate::GATE,
     &gated_rms_norm::GATED_RMS_NORM,
     &short_convolution::SHORT_CONVOLUTION,
+    &short_convolution_backward::SHORT_CONVOLUTION_BACKWARD,
     &rotary::ROTARY,
     &rotary::ROTARY_BACKWARD,
     &argmax::ARGMAX,

@@ -23,7 +23,7 @@ pub static SHORT_CONVOLUTION: Operation = Operation {
     name: "short_convolution",
     about: "out[t,c] = act(sum over j of weight[c,j] x[t-P+j,c] + bias[c]), P = W-1 or W/2, within each sequence and segment",
     inputs: &[required("x", "T", "[B,T,C]", "tokens"), WEIGHT, BIAS, FLAGS, CU_SEQLENS, STATE],
-    attributes: &[gate::ACTIVATION, WINDOW],
+    attributes: ATTRIBUTES,
     outputs: &[
         required("out", "T", "[B,T,C]", ""),
         optional("state_out", "T", "[N,X,C]", "causal: the last W-1 tokens, 0 before a segment start"),
@@ -33,11 +33,19 @@ pub static SHORT_CONVOLUTION: Operation = Operation {
     cases,
 };
 
-const WEIGHT: TensorSpec =
+/// Taps.
+pub const WEIGHT: TensorSpec =
     required("weight", "T", "[C,W]", "taps of each channel, the earliest first; 2, 3, 4, 5 or 7");
-const BIAS: TensorSpec = optional("bias", "T", "[C]", "added before the activation");
-const FLAGS: TensorSpec = optional("flags", "u8", "[B,T]", "bit 0: a segment starts here");
-const STATE: TensorSpec = optional("state", "T", "[N,X,C]", "causal: the W-1 tokens before the first of each sequence");
+/// Bias.
+pub const BIAS: TensorSpec = optional("bias", "T", "[C]", "added before the activation");
+/// Segments.
+pub const FLAGS: TensorSpec = optional("flags", "u8", "[B,T]", "bit 0: a segment starts here");
+/// Inputs before the first token.
+pub const STATE: TensorSpec =
+    optional("state", "T", "[N,X,C]", "causal: the W-1 tokens before the first of each sequence");
+
+/// Activation and window.
+pub const ATTRIBUTES: &[AttributeSpec] = &[gate::ACTIVATION, WINDOW];
 
 const WINDOW: AttributeSpec = AttributeSpec {
     name: "window",

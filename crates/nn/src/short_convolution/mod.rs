@@ -2,8 +2,10 @@
 //! where `before` is `taps - 1` in a causal window and `taps / 2` in a centred one. Nothing crosses from one sequence, or segment
 //! of a sequence, into another.
 
+mod backward;
 mod shape;
 
+pub use backward::{Adjoints, BackwardPlan, Gradients, RawGradients};
 pub use shape::{Shape, Window};
 
 use crate::{

@@ -161,6 +161,11 @@ impl Tensor {
         Rows::new(outer, width, outer_stride, size)
     }
 
+    /// From a row to the next, and from a token to the next.
+    pub fn strides(&self) -> (i64, i64) {
+        (self.stride_batch, self.stride_token)
+    }
+
     /// Rows and tokens may coincide.
     pub fn readable(&self, arg: &'static str) -> Result<()> {
         self.check(arg, check::readable)
