@@ -75,6 +75,8 @@ pub struct Case {
     pub segment_tokens: usize,
     pub padding: usize,
     pub scale: f32,
+    /// On the kernel that walks token by token; `kt` is its tile, `bv` has no meaning.
+    pub token_by_token: bool,
 }
 
 impl Case {
@@ -108,6 +110,7 @@ impl Case {
             segment_tokens: 0,
             padding: 0,
             scale: (key_dim as f32).sqrt().recip(),
+            token_by_token: false,
         }
     }
 
@@ -446,6 +449,9 @@ fn filled<T: Element>(values: &[f64]) -> Guarded<T> {
 
 impl Launches {
     fn chain<T: Element>(&self, case: &Case, part: &str, args: &LinearAttentionChain) {
+        if case.token_by_token {
+            return super::recurrent::launch_walk::<T>(case, args, self.sequences);
+        }
         let norm = if case.normalize { "yes" } else { "no" };
         let (kt, bv) = (case.kt.to_string(), case.bv.to_string());
         let variant =

@@ -15,5 +15,6 @@ mod modes;
 mod oracle;
 mod paths;
 mod properties;
+mod recurrent;
 mod step;
 mod varlen;
