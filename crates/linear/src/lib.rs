@@ -1,6 +1,7 @@
 //! Linear attention on matrix states: `S[t] = diag(exp g[t]) S[t-1] + k[t] v[t]^T`, read by `q[t]`.
 
 mod allocate;
+mod backward;
 pub mod check;
 mod launch;
 mod options;
@@ -15,6 +16,10 @@ mod tensors;
 mod walk;
 
 pub use allocate::{Forwarded, linear_attention};
+pub use backward::{
+    BackwardInputs, BackwardOutputs, BackwardPlan, Gradients, RawBackwardInputs, RawBackwardOutputs, ReverseGradients,
+    linear_attention_backward,
+};
 pub(crate) use lookback_device::strided;
 pub use lookback_device::{DType, DeviceInfo, Element, Error, Result};
 pub use options::{Decay, Mode, Options, Path, Read};

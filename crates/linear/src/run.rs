@@ -107,9 +107,9 @@ impl Plan {
         unsafe { self.run_raw(stream, &raw, &out, RawWorkspace { address, bytes }) }
     }
 
-    /// Whether each tensor that the options want is there, and none that they have no use for.
-    fn check_presence(&self, inputs: &RawInputs, outputs: &RawOutputs) -> Result<()> {
-        let (op, options, layout) = (Self::OP, &self.options, &self.layout);
+    /// Whether each input that the options want is there, and none that they have no use for.
+    pub(crate) fn check_inputs(&self, op: &'static str, inputs: &RawInputs) -> Result<()> {
+        let (options, layout) = (&self.options, &self.layout);
         // An empty tensor may have no address.
         let exactly = |(arg, address, tensor): Placed<'_>, wanted: bool| match address == 0 && tensor.elements() == 0 {
             true => Ok(()),
@@ -123,23 +123,27 @@ impl Plan {
         }
         let only = |arg, there: bool, meant: bool| strided::given(op, arg, there && meant, there);
         only("bonus", inputs.bonus != 0, options.read == Read::ExclusiveBonus)?;
-        for (arg, address) in [
-            ("normalizer", inputs.normalizer),
-            ("final normalizer", outputs.normalizer),
-            ("denominator", outputs.denominator),
-        ] {
-            only(arg, address != 0, options.normalize.is_some())?;
-        }
-        for (arg, address) in [
-            ("reverse.q", inputs.reverse_q),
-            ("reverse.k", inputs.reverse_k),
-            ("reverse.state", inputs.reverse_state),
-            ("final reverse state", outputs.reverse_state),
-        ] {
+        only("normalizer", inputs.normalizer != 0, options.normalize.is_some())?;
+        for (arg, address) in
+            [("reverse.q", inputs.reverse_q), ("reverse.k", inputs.reverse_k), ("reverse.state", inputs.reverse_state)]
+        {
             only(arg, address != 0, options.mode == Mode::Bidirectional)?;
         }
         let decays_both_ways = options.mode == Mode::Bidirectional && options.decay != Decay::None;
         only("reverse.g", inputs.reverse_g != 0, decays_both_ways)
+    }
+
+    /// No output that the options have no use for.
+    fn check_outputs(&self, outputs: &RawOutputs) -> Result<()> {
+        let (normalized, both) = (self.options.normalize.is_some(), self.options.mode == Mode::Bidirectional);
+        for (arg, address, meant) in [
+            ("final normalizer", outputs.normalizer, normalized),
+            ("denominator", outputs.denominator, normalized),
+            ("final reverse state", outputs.reverse_state, both),
+        ] {
+            strided::given(Self::OP, arg, address != 0 && meant, address != 0)?;
+        }
+        Ok(())
     }
 
     /// As [`run`](Self::run) on device addresses.
@@ -160,7 +164,8 @@ impl Plan {
         workspace: RawWorkspace,
     ) -> Result<()> {
         let (op, layout) = (Self::OP, &self.layout);
-        self.check_presence(inputs, outputs)?;
+        self.check_inputs(op, inputs)?;
+        self.check_outputs(outputs)?;
         let required: [Placed<'_>; 3] =
             [("q", inputs.q, &layout.q), ("k", inputs.k, &layout.k), ("v", inputs.v, &layout.v)];
         let optional: [Placed<'_>; 11] = [
