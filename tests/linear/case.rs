@@ -205,7 +205,7 @@ impl Data {
         Self { own, reverse, v, u, flags, normalizer }
     }
 
-    fn decay<'a>(case: &Case, g: &'a [f64]) -> reference::Decay<'a> {
+    pub fn decay<'a>(case: &Case, g: &'a [f64]) -> reference::Decay<'a> {
         match case.decay {
             Decay::None => reference::Decay::None,
             Decay::Head => reference::Decay::Head(g),
@@ -322,7 +322,7 @@ struct UploadedDirection<T> {
     state: Option<CudaSlice<f32>>,
 }
 
-fn some<E>(slice: &Option<CudaSlice<E>>) -> Option<&dyn DevicePtr<E>> {
+pub fn some<E>(slice: &Option<CudaSlice<E>>) -> Option<&dyn DevicePtr<E>> {
     slice.as_ref().map(|s| s as &dyn DevicePtr<E>)
 }
 

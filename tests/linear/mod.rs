@@ -1,4 +1,6 @@
 //! The linear attention family.
+mod backward;
+pub mod backward_case;
 mod budgets;
 pub mod case;
 mod chain;

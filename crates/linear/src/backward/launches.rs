@@ -218,7 +218,8 @@ pub(super) unsafe fn group_sum(
     unsafe { launch(stream, kernel, grid, &args) }
 }
 
-/// Rows of states: `out[r] = factor [s[r], z[r], 0..]` of `out_width` columns, and `z_out[r] = factor s[r,width]`; 0 is absent.
+/// Rows of states: `out[r] = factor [s[r], z[r], z[r] or 0, 0..]` of `out_width` columns, and
+/// `z_out[r] = factor (s[r,width] + s[r,width + 1])`; 0 is absent.
 pub(super) struct Columns {
     pub s: CUdeviceptr,
     pub s_stride: usize,
@@ -227,6 +228,8 @@ pub(super) struct Columns {
     pub out_width: usize,
     pub z_out: CUdeviceptr,
     pub factor: f32,
+    /// `z` in two columns.
+    pub twice: bool,
 }
 
 /// # Safety
@@ -246,6 +249,7 @@ pub(super) unsafe fn state_column(stream: &CudaStream, walk: &Walk, columns: &Co
         out_width: columns.out_width as u32,
         s_stride: columns.s_stride as u32,
         factor: columns.factor,
+        twice: columns.twice.into(),
         ..bytemuck::Zeroable::zeroed()
     };
     // SAFETY: the caller's promise.
@@ -300,4 +304,54 @@ pub(super) unsafe fn column_sum(
     let args = args::ColumnSum { p_parts: parts, p_out: out, slices: slices as u32, width: width as u32 };
     // SAFETY: the caller's promise.
     unsafe { launch(stream, kernel("column_sum", &[])?, [blocks(width as u64, BLOCK), 1, 1], &args) }
+}
+
+/// Adjoints of the state behind a prefix, and the rows of `dk` and `dv` that they reach.
+pub(super) struct Prefix {
+    pub d_state: CUdeviceptr,
+    pub d_sums: CUdeviceptr,
+    pub prefix_len: CUdeviceptr,
+    /// Dense rows of every head.
+    pub dk: CUdeviceptr,
+    /// Whether `dk` is f32 whatever the type.
+    pub in_f32: bool,
+    pub dv: CUdeviceptr,
+}
+
+/// Rows of `dk` and `dv` within prefixes; `walk` is that of the forward pass.
+///
+/// # Safety
+/// As [`prepare`].
+pub(super) unsafe fn prefix(stream: &CudaStream, walk: &Walk, prefix: &Prefix) -> Result<()> {
+    if rows(walk) == 0 || walk.sequences == 0 || walk.heads == 0 {
+        return Ok(());
+    }
+    let is_wide = prefix.in_f32 && walk.dtype != DType::F32;
+    let kernel = kernel("prefix_bwd", &[("dtype", walk.dtype.name()), ("rows", if is_wide { "f32" } else { "same" })])?;
+    let args = args::PrefixBwd {
+        p_dp: prefix.d_state,
+        p_dz: prefix.d_sums,
+        p_k: walk.k.at,
+        p_v: walk.v.at,
+        p_cu_seqlens: walk.cu_seqlens,
+        p_prefix_len: prefix.prefix_len,
+        p_dk: prefix.dk,
+        p_dv: prefix.dv,
+        seq_len: walk.seq_len as u32,
+        heads: walk.heads as u32,
+        key_dim: walk.key_dim as u32,
+        value_dim: walk.value_dim as u32,
+        k_group: walk.k.group as u32,
+        k_stride_batch: walk.k.stride.batch,
+        k_stride_token: walk.k.stride.token,
+        k_stride_head: walk.k.stride.head,
+        v_stride_batch: walk.v.stride.batch,
+        v_stride_token: walk.v.stride.token,
+        v_stride_head: walk.v.stride.head,
+        ..bytemuck::Zeroable::zeroed()
+    };
+    // Lengths are the device's to know; a block takes every so many tiles of 16 tokens.
+    let tiles = blocks(walk.seq_len as u64, 16).min(32);
+    // SAFETY: the caller's promise.
+    unsafe { launch(stream, kernel, [walk.sequences as u32, walk.heads as u32, tiles], &args) }
 }

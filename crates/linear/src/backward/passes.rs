@@ -6,7 +6,7 @@
 //! their token to after it.
 
 use super::{
-    launches::{self, Columns, DecayGradient, Prepared, dense},
+    launches::{self, Columns, DecayGradient, Prefix, Prepared, dense},
     scratch::{Needs, Scratch},
 };
 use crate::Path;
@@ -186,6 +186,7 @@ impl Pass<'_> {
                 out_width: needs.width,
                 z_out: 0,
                 factor: 1.0 / forward.scale,
+                twice: false,
             };
             // SAFETY: as above.
             unsafe { launches::state_column(stream, forward, &columns) }?;
@@ -199,6 +200,8 @@ impl Pass<'_> {
                 out_width: needs.width,
                 z_out: 0,
                 factor: 1.0,
+                // Both columns of ones take in the keys.
+                twice: true,
             };
             // SAFETY: as above.
             unsafe { launches::state_column(stream, forward, &columns) }?;
@@ -217,6 +220,7 @@ impl Pass<'_> {
                 out_width: forward.value_dim,
                 z_out: 0,
                 factor: forward.scale,
+                twice: false,
             };
             // SAFETY: as above; rows are scaled where they are.
             unsafe { launches::state_column(stream, forward, &columns) }?;
@@ -230,9 +234,22 @@ impl Pass<'_> {
                 out_width: 0,
                 z_out: self.d_first_sums,
                 factor: forward.scale,
+                twice: false,
             };
             // SAFETY: as above.
             unsafe { launches::state_column(stream, forward, &columns) }?;
+        }
+        if forward.prefix_len != 0 {
+            let prefix = Prefix {
+                d_state: self.d_first,
+                d_sums: self.d_first_sums,
+                prefix_len: forward.prefix_len,
+                dk: self.dk.at,
+                in_f32: self.in_f32[1],
+                dv: self.dv.at,
+            };
+            // SAFETY: as above; the walks before have written these rows as if their keys came at their tokens.
+            unsafe { launches::prefix(stream, forward, &prefix) }?;
         }
         if self.decay == Decay::None {
             return Ok(());

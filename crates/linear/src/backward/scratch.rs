@@ -11,7 +11,7 @@ const ALIGN: u64 = 256;
 pub(crate) struct Needs {
     /// Rows of `d_o`, and with a normaliser of `v`, are rewritten before the walks.
     pub prepared: bool,
-    /// Columns of the rewritten rows: values, with a normaliser one more, to a multiple of 8.
+    /// Columns of the rewritten rows: values, with a normaliser two more, to a multiple of 8.
     pub width: usize,
     /// A token's own value has a weight apart from the state.
     pub bonus: bool,
@@ -34,7 +34,7 @@ impl Needs {
         let apart = |shared: usize| shared != shape.heads || bonus || in_f32;
         Self {
             prepared: normalized || options.read == Read::Shifted,
-            width: if normalized { (shape.value_dim + 1).next_multiple_of(8) } else { shape.value_dim },
+            width: if normalized { (shape.value_dim + 2).next_multiple_of(8) } else { shape.value_dim },
             bonus,
             apart: [apart(shape.query_heads), apart(shape.key_heads)],
             passes: if both { 2 } else { 1 },
@@ -48,7 +48,7 @@ impl Needs {
 pub(crate) struct Scratch {
     /// `[B,T,H,width]` adjoint of the read rows.
     pub d_rows: CUdeviceptr,
-    /// `[B,T,H,width]` values with a column of ones.
+    /// `[B,T,H,width]` values with two columns of ones.
     pub v_rows: CUdeviceptr,
     /// `[B,T,H]` f32 adjoint of the weight of a token's own value.
     pub weight: CUdeviceptr,
