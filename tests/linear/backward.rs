@@ -86,7 +86,7 @@ fn backward_of_packed_sequences() {
     for (decay, read, mode) in [
         (Decay::Scalar, Read::Inclusive, Mode::Causal),
         (Decay::Vector, Read::Shifted, Mode::Bidirectional),
-        (Decay::Head, Read::ExclusiveBonus, Mode::Reverse),
+        (Decay::Scalar, Read::ExclusiveBonus, Mode::Reverse),
         (Decay::None, Read::Shifted, Mode::Split(1)),
     ] {
         let starts = starts.clone();

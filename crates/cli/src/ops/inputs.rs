@@ -9,6 +9,7 @@ use lookback_device::DType;
 use std::{collections::BTreeMap, str::FromStr};
 
 /// A tensor that an operation takes or gives.
+#[derive(Clone, Copy)]
 pub struct TensorSpec {
     /// Name in the file.
     pub name: &'static str,

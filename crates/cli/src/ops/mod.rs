@@ -31,6 +31,7 @@ pub static ALL: &[&Operation] = &[
     &producer_scan::RG_LRU,
     &producer_scan::RG_LRU_BACKWARD,
     &linear_attention::LINEAR_ATTENTION,
+    &linear_attention::backward::LINEAR_ATTENTION_BACKWARD,
     &linear_attention_step::LINEAR_ATTENTION_STEP,
     &log_cumsum_exp::FORWARD,
     &log_cumsum_exp::BACKWARD,

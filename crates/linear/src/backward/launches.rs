@@ -250,7 +250,6 @@ pub(super) unsafe fn state_column(stream: &CudaStream, walk: &Walk, columns: &Co
         s_stride: columns.s_stride as u32,
         factor: columns.factor,
         twice: columns.twice.into(),
-        ..bytemuck::Zeroable::zeroed()
     };
     // SAFETY: the caller's promise.
     unsafe { launch(stream, kernel("state_column", &[])?, [blocks(rows, 8), 1, 1], &args) }

@@ -1,5 +1,6 @@
 //! `linear_attention`.
 
+pub mod backward;
 pub mod cases;
 pub mod setting;
 
