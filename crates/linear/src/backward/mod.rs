@@ -40,16 +40,14 @@ pub struct BackwardPlan {
     needs: Needs,
     /// What runs dq, dk and dv of the forward direction, and of the reverse one.
     paths: [[Path; 3]; 2],
-    sm_count: u32,
 }
 
 impl BackwardPlan {
-    /// Checks sizes, strides and options, and finds the kernels. Of [`Options::path`] every walk takes what it can: a walk that has
-    /// no kernel on the path asked for runs on [`Path::Recurrent`].
+    /// Checks sizes, strides and options, and finds the kernels. With [`Path::Auto`] each of the walks has a path of its own.
     ///
     /// # Errors
     /// Those of [`Plan::new`]; [`Error::Range`] ← values above [`MAX_KEY_DIM`], with a normaliser above 248, because a walk has them
-    /// for keys; [`Error::NoKernel`] ← a scale of 0, which adjoints of states are divided by.
+    /// for keys; [`Error::NoKernel`] ← a scale of 0, which adjoints of states are divided by, or a path that a walk cannot take.
     pub fn new(shape: &Shape, options: &Options, device: &DeviceInfo) -> Result<Self> {
         let forward = Plan::new(shape, &Options { path: Path::Auto, ..*options }, device)?;
         let needs = Needs::new(shape, options);
@@ -75,12 +73,13 @@ impl BackwardPlan {
                 Decay::Vector => rows(heads, key_dim, 4),
             },
         };
-        let mut plan = Self { forward, layout, needs, paths: [[Path::Recurrent; 3]; 2], sm_count: device.sm_count };
+        let mut plan = Self { forward, layout, needs, paths: [[Path::Recurrent; 3]; 2] };
         for pass in 0..needs.passes {
             let Walks { dq, dk, dv } = plan.walks(pass);
             for (path, walk) in plan.paths[pass].iter_mut().zip([dq, dk, dv]) {
-                let asked = walk.resolve(options.path, device.sm_count);
-                *path = if walk.check(asked, device).is_ok() { asked } else { Path::Recurrent };
+                *path = walk.resolve(options.path);
+                let blocks = usize::try_from(walk.blocks(*path)).unwrap_or(usize::MAX);
+                strided::range(OP, "blocks", blocks, 0, MAX_EXTENT)?;
                 walk.check(*path, device)?;
             }
         }
@@ -125,7 +124,7 @@ impl BackwardPlan {
     fn scratch(&self, address: u64) -> Scratch {
         let bytes = |pass: usize| {
             let Walks { dq, dk, dv } = self.walks(pass);
-            let of = |(walk, path): (Walk, Path)| walk.workspace_bytes(path, self.sm_count);
+            let of = |(walk, path): (Walk, Path)| walk.workspace_bytes(path);
             [dq, dk, dv].into_iter().zip(self.paths[pass]).map(of).max().unwrap_or(0)
         };
         let walks = (0..self.needs.passes).map(bytes).max().unwrap_or(0);

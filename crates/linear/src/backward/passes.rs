@@ -209,7 +209,7 @@ impl Pass<'_> {
         let walks = self.walks();
         for (walk, path) in [&walks.dv, &walks.dk, &walks.dq].into_iter().zip([paths[2], paths[1], paths[0]]) {
             // SAFETY: as above; the walks follow each other on the stream, so all may use the same workspace.
-            unsafe { launch(stream, walk, path, scratch.walks) }?;
+            unsafe { launch(stream, walk, walk.aligned_path(path), scratch.walks) }?;
         }
         if self.d_first != 0 && forward.scale != 1.0 {
             let columns = Columns {

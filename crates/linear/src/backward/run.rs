@@ -7,9 +7,8 @@ use super::{
     scratch::Scratch,
 };
 use crate::{
-    DType, Decay, Mode, RawInputs, RawWorkspace, Read, Result, slices,
+    DType, Decay, Mode, RawInputs, RawWorkspace, Read, Result, launch, slices,
     strided::{self, Placed, Strided},
-    walk,
 };
 use cudarc::driver::{CudaStream, DevicePtrMut, sys::CUdeviceptr};
 use lookback_device::Element;
@@ -260,9 +259,10 @@ impl BackwardPlan {
         let scratch = self.scratch(workspace.address);
         if self.options().mode == Mode::PrefixRead {
             let prefix = self.forward.prefix_walk(&inputs.forward, scratch.prefix, scratch.prefix_sums);
+            let path = prefix.aligned_path(prefix.state_path(self.paths[0][0]));
             // SAFETY: the caller's promise covers the addresses, sizes and strides were checked, and the workspace has room for every
             // part of the scratch.
-            unsafe { walk::launch(stream, &prefix, prefix.state_path(crate::Path::Recurrent), scratch.walks) }?;
+            unsafe { launch::launch(stream, &prefix, path, scratch.walks) }?;
         }
         let passes: Vec<Pass<'_>> = (0..self.needs.passes).map(|n| self.pass(inputs, outputs, &scratch, n)).collect();
         for (pass, paths) in passes.iter().zip(self.paths) {
