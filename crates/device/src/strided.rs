@@ -108,7 +108,7 @@ impl Strided {
     }
 
     /// Whether any byte belongs to both: by their spans, but exact for parts of the rows of one wider tensor.
-    fn overlaps(&self, at: CUdeviceptr, other: &Strided, other_at: CUdeviceptr) -> bool {
+    pub fn overlaps(&self, at: CUdeviceptr, other: &Strided, other_at: CUdeviceptr) -> bool {
         let bytes = |t: &Strided| t.span() * t.size;
         if bytes(self) == 0 || bytes(other) == 0 {
             return false;
@@ -116,23 +116,30 @@ impl Strided {
         if at.saturating_add(bytes(self)) <= other_at || other_at.saturating_add(bytes(other)) <= at {
             return false;
         }
-        match (self.pitch(), other.pitch()) {
-            (Some((pitch, width)), Some((other_pitch, other_width))) if pitch == other_pitch => {
-                let shift = (other_at.wrapping_sub(at) as i64).rem_euclid(pitch as i64) as u64;
-                shift < width || shift + other_width > pitch
-            }
-            _ => true,
-        }
+        let apart = |(pitch, width): &(u64, u64), (other_pitch, other_width): &(u64, u64)| {
+            let shift = (i128::from(other_at) - i128::from(at)).rem_euclid(i128::from(*pitch)) as u64;
+            pitch == other_pitch && shift >= *width && shift + other_width <= *pitch
+        };
+        let grids = other.grids();
+        !self.grids().iter().any(|grid| grids.iter().any(|other| apart(grid, other)))
     }
 
-    /// Bytes from a token to the next and bytes of a token, if all tokens lie on one grid of the token's pitch.
-    fn pitch(&self) -> Option<(u64, u64)> {
-        let [batch, token, _] = self.strides;
-        let whole = token > 0 && (self.extents[0] <= 1 || batch % token == 0);
-        let pitch = token.unsigned_abs() * self.size;
-        let row = Strided { extents: [1, 1, self.extents[2]], ..*self };
-        let width = row.span() * self.size;
-        (whole && self.extents[1] > 1 && width <= pitch && self.strides[2] >= 0).then_some((pitch, width))
+    /// Every way to see the tensor as columns of a wider matrix: bytes from a row of it to the next, and those of a row that belong
+    /// to the tensor.
+    fn grids(&self) -> Vec<(u64, u64)> {
+        let steps = self.strides.iter().zip(self.extents).filter(|(stride, n)| *n > 1 && **stride != 0);
+        let mut steps: Vec<(i64, usize)> = steps.map(|(stride, n)| (*stride, n)).collect();
+        steps.sort_unstable();
+        let mut width = self.width as i128;
+        let mut grids = Vec::new();
+        for (level, (stride, n)) in steps.iter().enumerate() {
+            let is_grid = steps[level..].iter().all(|(outer, _)| outer % stride == 0);
+            if *stride > 0 && is_grid && i128::from(*stride) >= width {
+                grids.push((*stride as u64 * self.size, width as u64 * self.size));
+            }
+            width += (*n as i128 - 1) * i128::from(*stride);
+        }
+        grids
     }
 }
 
@@ -238,6 +245,22 @@ mod tests {
         assert!(part.overlaps(4096 + 24 * 4, &part, 4096 + 25 * 4));
         assert!(!part.overlaps(4096, &part, 4096 + part.span() * 4));
         assert!(part.overlaps(4096, &tensor([1, 1, 1], [0; 3], 100), 4096 + 96));
+    }
+
+    #[test]
+    fn parts_are_apart_at_any_level() {
+        // Parts of 8 of [2, 5, 3 heads, 2 tensors, 8], and of [5 tokens, 2 rows, 2 tensors, 3 heads, 8].
+        let within_heads = tensor([2, 5, 3], [240, 48, 16], 8);
+        assert!(!within_heads.overlaps(4096, &within_heads, 4096 + 8 * 4));
+        assert!(within_heads.overlaps(4096, &within_heads, 4096 + 7 * 4));
+        let time_major = tensor([2, 5, 3], [48, 96, 8], 8);
+        assert!(!time_major.overlaps(4096, &time_major, 4096 + 24 * 4));
+        assert!(time_major.overlaps(4096, &time_major, 4096 + 16 * 4));
+        // Another pitch: by span. One row for all heads: it is where it is.
+        assert!(within_heads.overlaps(4096, &tensor([2, 5, 3], [120, 24, 8], 8), 4096 + 8 * 4));
+        let shared = tensor([2, 5, 3], [240, 48, 0], 8);
+        assert!(!shared.overlaps(4096, &within_heads, 4096 + 8 * 4));
+        assert!(shared.overlaps(4096, &within_heads, 4096 + 12 * 4));
     }
 
     #[test]
