@@ -214,7 +214,11 @@ impl<T: Element> UploadedAdjoints<T> {
 /// Runs on the device, into poisoned and guarded memory.
 pub fn run<T: Element>(case: &Case, data: &Data, adjoints: &Adjoints) -> Gradients {
     let (on, adjoints) = (Uploaded::<T>::new(case, data), UploadedAdjoints::<T>::new(case, adjoints));
-    let plan = plan(case);
+    run_inputs(case, &plan(case), &adjoints.inputs(&on))
+}
+
+/// The same with a plan and inputs of the caller's.
+pub fn run_inputs<T: Element>(case: &Case, plan: &BackwardPlan, inputs: &BackwardInputs<'_, T>) -> Gradients {
     let tokens = case.batch * case.seq_len;
     let states = case.shape().sequences() * case.heads * case.key_dim;
     let decays = match case.decay {
@@ -223,8 +227,8 @@ pub fn run<T: Element>(case: &Case, data: &Data, adjoints: &Adjoints) -> Gradien
         Decay::Scalar => tokens * case.heads,
         Decay::Vector => tokens * case.heads * case.key_dim,
     };
-    let (both, own) = (case.mode == Mode::Bidirectional, data.reverse.is_some());
-    let (normalized, has_bonus) = (case.normalize.is_some(), data.u.is_some());
+    let (both, own) = (case.mode == Mode::Bidirectional, inputs.forward.reverse.q.is_some());
+    let (normalized, has_bonus) = (case.normalize.is_some(), inputs.forward.bonus.is_some());
     let elements = |wanted: bool, len: usize| Guarded::<T>::poisoned(if wanted { len } else { 0 }, 0);
     let floats = |wanted: bool, len: usize| Guarded::<f32>::poisoned(if wanted { len } else { 0 }, 0);
     let (q_len, k_len) = (tokens * case.query_heads * case.key_dim, tokens * case.key_heads * case.key_dim);
@@ -257,7 +261,7 @@ pub fn run<T: Element>(case: &Case, data: &Data, adjoints: &Adjoints) -> Gradien
             },
             ..BackwardOutputs::of(&mut dq, &mut dk, &mut dv)
         };
-        let done = plan.run(&device::stream(), &adjoints.inputs(&on), outputs, Some(&mut workspace));
+        let done = plan.run(&device::stream(), inputs, outputs, Some(&mut workspace));
         done.unwrap_or_else(|e| panic!("{case:?}: {e}"));
         device::finish();
     }

@@ -1,6 +1,8 @@
 //! The linear attention family.
 mod backward;
 pub mod backward_case;
+mod backward_laws;
+mod backward_limits;
 mod budgets;
 pub mod case;
 mod chain;
