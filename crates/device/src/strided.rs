@@ -274,6 +274,16 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_are_written_are_apart_in_either_order() {
+        let of = |batch, token| tensor([2, 3, 1], [batch, token, 0], 4).writable("op", "h");
+        assert!(of(12, 4).is_ok());
+        assert!(of(4, 8).is_ok(), "time before batch");
+        for (batch, token) in [(11, 4), (12, 3), (4, 7), (0, 4), (12, 0), (-12, 4)] {
+            assert!(matches!(of(batch, token), Err(Error::Layout { arg: "h", .. })), "{batch} {token}");
+        }
+    }
+
+    #[test]
     fn dense_spans_what_it_holds() {
         let dense = Strided::dense([2, 3, 4], 5, 2);
         assert_eq!((dense.span(), dense.elements(), dense.bytes()), (120, 120, 240));

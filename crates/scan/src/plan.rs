@@ -102,28 +102,27 @@ impl Frame {
 
     /// A `[B,T,D]` tensor of elements.
     pub fn tensor(shape: &Shape, options: &Options, stride: Stride) -> Tensor {
-        let size = options.dtype.size() as u64;
-        Tensor { batch: shape.batch, tokens: shape.seq_len, channels: shape.channels, stride, size }
+        check::tokens([shape.batch, shape.seq_len], shape.channels, stride, options.dtype.size())
     }
 
     /// `[N,D]` f32.
     pub fn states(&self) -> Tensor {
-        Tensor::rows(self.shape.sequences(), self.shape.channels, 4)
+        check::rows(self.shape.sequences(), self.shape.channels, 4)
     }
 
     /// `[D]` f32.
     pub fn channel_array(&self) -> Tensor {
-        Tensor::rows(1, self.shape.channels, 4)
+        check::rows(1, self.shape.channels, 4)
     }
 
     /// `[B,T]` u8, or nothing to check if absent.
     pub fn flags(&self) -> Tensor {
-        Tensor::rows(self.shape.batch, self.shape.seq_len, 1)
+        check::rows(self.shape.batch, self.shape.seq_len, 1)
     }
 
     /// `[N+1]` i32.
     pub fn cu_seqlens(&self) -> Tensor {
-        Tensor::rows(1, self.shape.sequences() + 1, 4)
+        check::rows(1, self.shape.sequences() + 1, 4)
     }
 
     /// Elements of a `[B,T,D]` tensor.

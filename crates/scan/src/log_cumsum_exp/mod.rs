@@ -138,7 +138,7 @@ impl Frame {
     /// A `[B,T,D]` tensor of elements.
     fn tensor(&self, stride: Stride) -> Tensor {
         let Shape { batch, seq_len, channels, .. } = self.shape;
-        Tensor { batch, tokens: seq_len, channels, stride, size: self.options.dtype.size() as u64 }
+        check::tokens([batch, seq_len], channels, stride, self.options.dtype.size())
     }
 
     /// The same without gaps.
@@ -154,17 +154,17 @@ impl Frame {
 
     /// `[N,D]` f32.
     fn states(&self) -> Tensor {
-        Tensor::rows(self.shape.sequences(), self.shape.channels, 4)
+        check::rows(self.shape.sequences(), self.shape.channels, 4)
     }
 
     /// `[B,T]` u8.
     fn flags(&self) -> Tensor {
-        Tensor::rows(self.shape.batch, self.shape.seq_len, 1)
+        check::rows(self.shape.batch, self.shape.seq_len, 1)
     }
 
     /// `[N+1]` i32.
     fn starts(&self) -> Tensor {
-        Tensor::rows(1, self.shape.sequences() + 1, 4)
+        check::rows(1, self.shape.sequences() + 1, 4)
     }
 
     /// Whether there is nothing to launch.
