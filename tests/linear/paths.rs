@@ -1,10 +1,14 @@
 //! The chunked paths behind the plan: one pass, and segments with a pass over their states, against the same oracle as the walk token
 //! by token.
 
-use super::case::{Case, Data, run};
+use super::case::{Case, Data, Uploaded, run};
 use half::bf16;
-use lookback_device::DType;
-use lookback_linear::{Decay, Mode, Path, Read};
+use lookback_device::{DType, Error};
+use lookback_linear::{Decay, Mode, Outputs, Path, Read};
+use lookback_suite::{
+    buffer::{Guarded, upload_as},
+    device,
+};
 
 const PATHS: [Path; 2] = [Path::Chain, Path::Parallel];
 
@@ -134,6 +138,24 @@ fn linear_attention_auto_goes_token_by_token_where_addresses_do_not_fit() {
     let token_by_token = Case { path: Path::Recurrent, shift: 0, ..case.clone() };
     assert_eq!(case.plan().path(), Path::Chain);
     assert_eq!(run::<bf16>(&case, &data), run::<bf16>(&token_by_token, &data));
+}
+
+#[test]
+fn linear_attention_chain_that_was_asked_for_needs_its_alignment() {
+    let case = case(DType::Bf16, Path::Chain, Decay::Scalar);
+    let case = Case { seq_len: 20, mode: Mode::Bidirectional, own_reverse: true, ..case };
+    let data = Data::new::<bf16>(&case);
+    let on = Uploaded::<bf16>::new(&case, &data);
+    // The second direction's keys are an element off: the first direction must not run either.
+    let padded: Vec<f64> = [0.0].into_iter().chain(data.own.k.iter().copied()).collect();
+    let padded = upload_as::<bf16>(&padded);
+    let keys = padded.slice(1..);
+    let mut inputs = on.inputs();
+    inputs.reverse.k = Some(&keys);
+    let mut o = Guarded::<bf16>::poisoned(data.v.len(), 0);
+    let done = case.plan().run(&device::stream(), &inputs, Outputs::of(&mut o.view_mut()), None);
+    assert!(matches!(done, Err(Error::Align { arg: "k", need: 16, .. })), "{done:?}");
+    assert!(o.read().iter().all(|v| v.is_nan()), "nothing is written on an error");
 }
 
 #[test]

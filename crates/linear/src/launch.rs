@@ -22,7 +22,7 @@ impl Walk {
 
     /// `path`, or [`Path::Recurrent`] where the addresses are not aligned as its kernels need them.
     pub fn aligned_path(&self, path: Path) -> Path {
-        if path == Path::Recurrent || self.check_addresses().is_ok() { path } else { Path::Recurrent }
+        if self.check_addresses(path).is_ok() { path } else { Path::Recurrent }
     }
 
     /// What runs this walk where it has no output, if `path` runs one that has: all of a sequence at once.
@@ -107,8 +107,14 @@ impl Walk {
         lookback_kernels::find(name, &variant)
     }
 
-    /// Addresses as the chunked kernels read them, in pieces of 16 and 8 bytes.
-    fn check_addresses(&self) -> Result<()> {
+    /// Addresses as the kernels of a resolved path read them: the chunked ones in pieces of 16 and 8 bytes.
+    ///
+    /// # Errors
+    /// [`Error::Align`].
+    pub fn check_addresses(&self, path: Path) -> Result<()> {
+        if !matches!(path, Path::Chain | Path::Parallel) {
+            return Ok(());
+        }
         let decays = if matches!(self.gate.side, Side::Key | Side::Value) { 16 } else { 4 };
         for (arg, at, need) in [
             ("q", self.q.at, 16),
@@ -276,7 +282,7 @@ pub(crate) unsafe fn launch(stream: &CudaStream, walk: &Walk, path: Path, worksp
         // SAFETY: the caller's promise.
         Path::Auto | Path::Recurrent => unsafe { recurrent(stream, walk) },
         Path::Chain => {
-            walk.check_addresses()?;
+            walk.check_addresses(path)?;
             let kernels = walk.chain_kernels(false)?;
             // SAFETY: the caller's promise.
             kernels.iter().try_for_each(|kernel| unsafe { chain(stream, walk, kernel, Path::Chain, 0) })
@@ -342,7 +348,7 @@ unsafe fn chain(
 
 /// What each segment adds to a state from zero; the states that segments start from, one after the other; all segments at once.
 unsafe fn parallel(stream: &CudaStream, walk: &Walk, workspace: CUdeviceptr) -> Result<()> {
-    walk.check_addresses()?;
+    walk.check_addresses(Path::Parallel)?;
     let slots = Slots::new(walk, workspace);
     let [states, pass, whole] = walk.chain_kernels(true)?[..] else { return Err(walk.no_kernel("segments")) };
     let (segment_tokens, _) = walk.segments();

@@ -48,7 +48,6 @@ mod shape;
 mod slices;
 pub mod step;
 mod tensors;
-#[allow(dead_code)]
 mod walk;
 
 pub use allocate::{Forwarded, linear_attention};

@@ -5,7 +5,7 @@ use crate::{
     strided::{self, Placed},
     walk::{self, Walk},
 };
-use cudarc::driver::{CudaStream, DevicePtrMut, sys::CUdeviceptr};
+use cudarc::driver::{CudaStream, DevicePtrMut};
 use lookback_device::Element;
 
 impl Plan {
@@ -197,38 +197,34 @@ impl Plan {
         workspace.check(op, need)?;
 
         let RawWorkspace { address, .. } = workspace;
-        let segments = address + self.prefix_bytes();
-        match self.options.mode {
+        let walks = match self.options.mode {
             Mode::PrefixRead => {
                 let sums = address + layout.states.bytes();
                 let normalizer = if self.options.normalize.is_some() { sums } else { 0 };
                 let prefix = self.prefix_walk(inputs, address, normalizer);
                 let path = prefix.state_path(self.path_at(&prefix));
-                // SAFETY: the caller's promise covers the addresses, sizes and strides were checked, and the workspace has room for
-                // the states and sums of the prefixes before that of the segments.
-                unsafe { walk::launch(stream, &prefix, path, segments) }?;
-                let inputs = RawInputs { state: address, normalizer, ..*inputs };
-                // SAFETY: as above.
-                unsafe { self.launch(stream, &self.walk(&inputs, outputs), segments) }
+                let whole = self.walk(&RawInputs { state: address, normalizer, ..*inputs }, outputs);
+                [Some((prefix, path)), Some((whole, self.path_at(&whole)))]
             }
-            Mode::Bidirectional => {
-                // SAFETY: as above. The launches follow each other on the stream, so both may use the workspace.
-                unsafe { self.launch(stream, &self.walk(inputs, outputs), segments) }?;
-                // SAFETY: as above.
-                unsafe { self.launch(stream, &self.reverse_walk(inputs, outputs), segments) }
+            mode => {
+                let first = self.walk(inputs, outputs);
+                let second = (mode == Mode::Bidirectional).then(|| self.reverse_walk(inputs, outputs));
+                [Some((first, self.path_at(&first))), second.map(|walk| (walk, self.path_at(&walk)))]
             }
-            // SAFETY: as above.
-            _ => unsafe { self.launch(stream, &self.walk(inputs, outputs), segments) },
+        };
+        walks.iter().flatten().try_for_each(|(walk, path)| walk.check_addresses(*path))?;
+        // The launches follow each other on the stream, so all may use the same workspace.
+        let segments = address + self.prefix_bytes();
+        for (walk, path) in walks.iter().flatten() {
+            // SAFETY: the caller's promise covers the addresses, sizes and strides were checked, and the workspace has room for the
+            // states and sums of prefixes before what belongs to segments.
+            unsafe { walk::launch(stream, walk, *path, segments) }?;
         }
+        Ok(())
     }
 
     /// The plan's path, unless the choice was the plan's and the addresses do not fit it.
     fn path_at(&self, walk: &Walk) -> Path {
         if self.options.path == Path::Auto { walk.aligned_path(self.path) } else { self.path }
-    }
-
-    unsafe fn launch(&self, stream: &CudaStream, walk: &Walk, workspace: CUdeviceptr) -> Result<()> {
-        // SAFETY: the caller's promise.
-        unsafe { walk::launch(stream, walk, self.path_at(walk), workspace) }
     }
 }

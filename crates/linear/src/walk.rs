@@ -65,11 +65,6 @@ pub(crate) struct Gate {
     pub stride: Stride,
 }
 
-impl Gate {
-    /// No decay.
-    pub const NONE: Self = Self { side: Side::None, at: 0, stride: Stride { batch: 0, token: 0, head: 0 } };
-}
-
 /// What happens at a token, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Order {
