@@ -9,6 +9,7 @@ mod decay_gate;
 mod embedding;
 mod gate;
 mod gated_rms_norm;
+mod gated_rms_norm_backward;
 mod gemm;
 mod head_scale;
 mod modes;

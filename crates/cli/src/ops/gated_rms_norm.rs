@@ -1,4 +1,4 @@
-//! `gated_rms_norm`.
+//! `gated_rms_norm` and `gated_rms_norm_backward`.
 
 use super::{
     Case, Inputs, Operation, Values, for_dtype,
@@ -13,7 +13,7 @@ use crate::{
 use lookback_device::{DType, Element};
 use lookback_nn::{
     Param,
-    gated_rms_norm::{Gate, Options, Plan, Shape},
+    gated_rms_norm::{BackwardInputs, BackwardPlan, BackwardShape, Gate, Gradients, Options, Plan, Shape},
 };
 use lookback_reference::{activation::Activation, gated_rms_norm::Norm};
 
@@ -46,7 +46,7 @@ const ATTRIBUTES: &[AttributeSpec] = &[
 ];
 
 /// Sizes and switches.
-pub fn setting<T: Element>(inputs: &Inputs) -> Result<(Shape, Options)> {
+fn setting<T: Element>(inputs: &Inputs) -> Result<(Shape, Options)> {
     let (rows, width) = (inputs.extent('R'), inputs.extent('W'));
     let group = match inputs.parse("group")? {
         0 => width,
@@ -78,7 +78,7 @@ fn run<T: Element>(session: &Session, inputs: &Inputs) -> Result<Tensors> {
 }
 
 /// The oracle's norm.
-pub fn norm<'a>(inputs: &Inputs, weight: Option<&'a [f64]>) -> Result<Norm<'a>> {
+fn norm<'a>(inputs: &Inputs, weight: Option<&'a [f64]>) -> Result<Norm<'a>> {
     let (shape, options) = setting::<f32>(inputs)?;
     Ok(Norm {
         width: shape.width,
@@ -99,7 +99,7 @@ fn oracle(inputs: &Inputs) -> Result<Values> {
 }
 
 /// Both orders and gates, one group and several.
-pub fn cases(dtype: DType) -> Vec<Case> {
+fn cases(dtype: DType) -> Vec<Case> {
     [(3, 65, 0, true, "silu"), (5, 256, 64, true, "sigmoid"), (5, 256, 128, false, "silu"), (2, 1030, 0, false, "silu")]
         .map(|(rows, width, group, before, gate)| {
             let floats = |phase, shape: &[usize]| Tensor::floats(dtype, shape, &wave(phase, shape.iter().product()));
@@ -119,4 +119,61 @@ pub fn cases(dtype: DType) -> Vec<Case> {
             }
         })
         .into()
+}
+
+/// The gradient of it by all its inputs.
+pub static GATED_RMS_NORM_BACKWARD: Operation = Operation {
+    name: "gated_rms_norm_backward",
+    about: "the gradient of gated_rms_norm by y, z and weight",
+    inputs: &[Y, Z, WEIGHT, required("dout", "T", "[R,W]", "adjoint of out")],
+    attributes: ATTRIBUTES,
+    outputs: &[
+        required("dy", "T", "[R,W]", ""),
+        required("dz", "T", "[R,W]", ""),
+        required("dweight", "f32", "[W]", "as if there were a weight"),
+    ],
+    run: |session, inputs| for_dtype!(inputs.dtype, run_backward(session, inputs)),
+    oracle: oracle_backward,
+    cases: |dtype| {
+        let mut cases = cases(dtype);
+        for case in &mut cases {
+            let dout = case.tensors.get("y").map(|y| Tensor::floats(dtype, &y.shape, &wave(4.0, y.len())));
+            case.tensors.extend(dout.map(|d| ("dout".into(), d)));
+        }
+        cases
+    },
+};
+
+/// The forward pass runs first, for `rstd`.
+fn run_backward<T: Element>(session: &Session, inputs: &Inputs) -> Result<Tensors> {
+    let (shape, options) = setting::<T>(inputs)?;
+    let Shape { rows, width, group, .. } = shape;
+    let backward_shape = BackwardShape::dense(rows, width).groups_of(group);
+    let forward = Plan::new(&shape, &options, &session.info)?;
+    let plan = BackwardPlan::new(&backward_shape, &options, &session.info)?;
+    let upload = |name| session.upload(&inputs.tensor(name)?.as_elements::<T>());
+    let (y, z, dout) = (upload("y")?, upload("z")?, upload("dout")?);
+    let weight = inputs.optional("weight").map(|w| session.upload(&w.as_elements::<T>())).transpose()?;
+    let weight = weight.as_ref().map_or(Param::None, |w| Param::Same(w));
+    let (mut dy, mut dz) = (session.zeros::<T>(rows * width)?, session.zeros::<T>(rows * width)?);
+    let mut rstd = session.zeros::<f32>(rows * shape.groups())?;
+    let mut dweight = session.zeros::<f32>(width)?;
+    let mut workspace = session.zeros::<f32>(plan.workspace_bytes() as usize / 4)?;
+    forward.run(&session.stream, &y, &z, weight, &mut dy, Some(&mut rstd))?;
+    let given = BackwardInputs { y: &y, z: &z, dout: &dout, weight, rstd: &rstd };
+    let gradients = Gradients { dy: &mut dy, dz: &mut dz, dweight: Some(&mut dweight) };
+    plan.run(&session.stream, given, gradients, &mut workspace)?;
+    Ok(Tensors::from([
+        ("dy".into(), Tensor::elements(&[rows, width], &session.download::<T>(&dy)?)),
+        ("dz".into(), Tensor::elements(&[rows, width], &session.download::<T>(&dz)?)),
+        ("dweight".into(), Tensor::elements(&[width], &session.download::<f32>(&dweight)?)),
+    ]))
+}
+
+fn oracle_backward(inputs: &Inputs) -> Result<Values> {
+    let [y, z, dout] = ["y", "z", "dout"].map(|name| inputs.tensor(name).map(Tensor::to_f64));
+    let weight = inputs.values("weight");
+    let norm = norm(inputs, weight.as_deref())?;
+    let found = lookback_reference::gated_rms_norm::backward(&norm, &y?, &z?, &dout?);
+    Ok(Values::from([("dy".into(), found.dy), ("dz".into(), found.dz), ("dweight".into(), found.dweight)]))
 }

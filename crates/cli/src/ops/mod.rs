@@ -42,6 +42,7 @@ pub static ALL: &[&Operation] = &[
     &embedding::EMBEDDING,
     &gate::GATE,
     &gated_rms_norm::GATED_RMS_NORM,
+    &gated_rms_norm::GATED_RMS_NORM_BACKWARD,
     &short_convolution::SHORT_CONVOLUTION,
     &short_convolution_backward::SHORT_CONVOLUTION_BACKWARD,
     &rotary::ROTARY,

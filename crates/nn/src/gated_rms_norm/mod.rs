@@ -1,6 +1,10 @@
 //! Gated root-mean-square norm, group by group of columns, in both orders: `norm(y) w gate(z)` as in Hydra and LightNet, and
 //! `norm(y gate(z)) w` as in Mamba-2.
 
+mod backward;
+
+pub use backward::{BackwardInputs, BackwardPlan, BackwardShape, Gradients, RawGradients};
+
 use crate::{
     Param,
     check::{self, Placed, Rows},
