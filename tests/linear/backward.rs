@@ -1,11 +1,12 @@
 //! Gradients of every element type, decay, read and direction against the adjoint of the recurrence in f64.
 
 use super::{
-    backward_case::{Adjoints, check, run},
+    backward_case::{Adjoints, check, compare, oracle, plan, run},
     case::{Case, Data},
 };
+use half::bf16;
 use lookback_device::DType;
-use lookback_linear::{Decay, Mode, Read};
+use lookback_linear::{Decay, Mode, Path, Read};
 use lookback_suite::counters::Switch;
 
 const DECAYS: [Decay; 4] = [Decay::None, Decay::Head, Decay::Scalar, Decay::Vector];
@@ -168,4 +169,60 @@ fn backward_is_the_same_to_the_bit_in_any_order_of_blocks() {
         let _order = Switch::set("order", order, "inorder");
         assert_eq!(run::<f32>(&case, &data, &adjoints), first, "{order}");
     }
+}
+
+/// Three segments of 128 tokens, the last of 37.
+fn on_tensor_cores(dtype: DType, path: Path, decay: Decay) -> Case {
+    Case { path, decay, scale: 0.125, ..Case::new(dtype, 1, 293, 64, 32) }
+}
+
+#[test]
+fn backward_on_tensor_cores() {
+    for (path, dtype) in [(Path::Chain, DType::F16), (Path::Parallel, DType::Bf16)] {
+        for (decay, read, mode, flags_every) in [
+            (Decay::Scalar, Read::Inclusive, Mode::Causal, 0),
+            (Decay::Vector, Read::Inclusive, Mode::Causal, 40),
+            (Decay::None, Read::Inclusive, Mode::Bidirectional, 40),
+            (Decay::None, Read::Shifted, Mode::Reverse, 0),
+            (Decay::Vector, Read::ExclusiveBonus, Mode::Reverse, 0),
+            (Decay::None, Read::ExclusiveBonus, Mode::Split(1), 30),
+        ] {
+            check(&Case { read, mode, flags_every, ..on_tensor_cores(dtype, path, decay) });
+        }
+        let case = Case { batch: 2, seq_len: 140, ..on_tensor_cores(dtype, path, Decay::None) };
+        check(&Case { normalize: Some(0.5), ..case.clone() });
+        check(&Case { mode: Mode::PrefixRead, prefix: vec![131, 60], ..case.clone() });
+        check(&Case { heads: 4, query_heads: 2, key_heads: 1, starts: Some(vec![0, 17, 140]), batch: 1, ..case });
+    }
+}
+
+#[test]
+fn backward_of_a_decay_keeps_the_precision_of_its_sums() {
+    // A thousand tokens, each forgotten by the next few: errors of one token would add up over all.
+    for decay in [Decay::Head, Decay::Scalar, Decay::Vector] {
+        let case = Case { path: Path::Auto, states: false, seed: 5, ..Case::new(DType::Bf16, 1, 1000, 16, 16) };
+        let case = Case { decay, ..case };
+        let mut data = Data::new::<bf16>(&case);
+        for (i, g) in data.own.g.iter_mut().enumerate() {
+            *g = f64::from((-1.0 - 0.5 * (i as f64).sin()) as f32);
+        }
+        let adjoints = Adjoints::new::<bf16>(&case, &data);
+        compare(&case, &run::<bf16>(&case, &data, &adjoints), &oracle(&case, &data, &adjoints));
+    }
+}
+
+#[test]
+fn backward_takes_tensor_cores_where_it_can() {
+    let auto = |decay| Case {
+        path: Path::Auto,
+        batch: 4,
+        heads: 64,
+        query_heads: 64,
+        key_heads: 64,
+        decay,
+        ..Case::new(DType::Bf16, 4, 64, 64, 64)
+    };
+    assert_eq!(plan(&auto(Decay::None)).paths(), [Path::Chain; 3]);
+    assert_eq!(plan(&auto(Decay::Scalar)).paths(), [Path::Recurrent, Path::Recurrent, Path::Chain]);
+    assert_eq!(plan(&Case { dtype: DType::F32, ..auto(Decay::None) }).paths(), [Path::Recurrent; 3]);
 }
