@@ -4,4 +4,5 @@ mod ask;
 mod bad_input;
 mod files;
 mod gated_scan;
+mod linear_attention;
 mod listing;

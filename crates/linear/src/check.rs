@@ -31,13 +31,13 @@ pub fn cu_seqlens(starts: &[i32], total: usize) -> Result<()> {
 /// Checks log-decays on the host: none is above 0 or NaN. Minus infinity forgets everything.
 ///
 /// # Errors
-/// [`Error::Range`] with the index of the first that is. Its numbers are rounded towards zero.
+/// [`Error::Shape`] that names the first that is, and its index.
 pub fn log_decays(g: &[f32]) -> Result<()> {
     match g.iter().position(|g| g.is_nan() || *g > 0.0) {
         None => Ok(()),
         Some(at) => {
-            let got = g[at].ceil().clamp(-1e18, 1e18) as i64;
-            Err(Error::Range { op: "log_decays", arg: "g", at: Some(at as u64), lo: i64::MIN, hi: 0, got })
+            let want = format!("at most 0 everywhere, element {at} is {}", g[at]);
+            Err(Error::Shape { op: "log_decays", arg: "g", want, got: vec![at as u64] })
         }
     }
 }
@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn log_decays_names_the_first_positive_one() {
         assert!(log_decays(&[0.0, -0.0, -80.0, f32::NEG_INFINITY]).is_ok());
-        assert!(matches!(log_decays(&[-1.0, 0.25]), Err(Error::Range { at: Some(1), hi: 0, got: 1, .. })));
-        assert!(matches!(log_decays(&[f32::NAN]), Err(Error::Range { at: Some(0), .. })));
+        assert!(matches!(log_decays(&[-1.0, 0.25]), Err(Error::Shape { got, .. }) if got == [1]));
+        assert!(matches!(log_decays(&[f32::NAN]), Err(Error::Shape { got, .. }) if got == [0]));
     }
 }

@@ -37,7 +37,8 @@ pub enum Mode {
     /// Itself and those after it.
     Reverse,
     /// All of its segment: the sum of both directions, itself counted once (not at all if `Shifted`). The reverse direction may
-    /// have its own `q`, `k` and `g`.
+    /// have its own `q`, `k` and `g`. Unless `Shifted` it is read before the token's own decay and key, which the causal one has:
+    /// between tokens `s < t` stand the decays of `s + 1..=t` on the way to `t`, and those of `s + 1..t` on the way to `s`.
     Bidirectional,
     /// Causal, from an initial state that an encoder made; the state must be given.
     PrefixState,
