@@ -6,8 +6,10 @@ use lookback_suite::counters::Counters;
 
 /// Products of 16x8x16 for each 16 tokens and block of values, as the contract's cost line says.
 fn products(case: &Case) -> u64 {
-    let (kt, warps) = (case.kt as u64, case.bv as u64 / 16);
-    let walk = warps * (kt / 8 + 2 + kt / 8) + kt / 8;
+    let kt = case.kt as u64;
+    let walk = case.bv as u64 / 16 * (kt / 8 + 2 + kt / 8) + kt / 8;
+    // The state of ones, and in each warp the sums of weights.
+    let warps = if case.bv == 64 || kt < 128 { 4 } else { 8 };
     walk + if case.normalize { kt / 16 + kt / 8 + warps } else { 0 }
 }
 

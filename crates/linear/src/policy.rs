@@ -69,7 +69,11 @@ pub(crate) fn chain_tile(walk: &Walk) -> Option<ChainTile> {
         return None;
     }
     let blocks = |values: usize| (walk.value_dim.div_ceil(values) * walk.heads) as u64 * walk.sequences as u64;
-    let has_wide = !by_entry || (keys > 32 && !(walk.gate.side == Side::Value && keys == 256));
+    let has_wide = if by_entry {
+        keys > 32 && !(walk.gate.side == Side::Value && keys == 256)
+    } else {
+        keys < 256 || walk.normalize.is_none()
+    };
     let wide = has_wide && walk.value_dim > 64 && blocks(128) >= u64::from(walk.sm_count);
     Some(ChainTile { keys, values: if wide { 128 } else { 64 } })
 }
