@@ -4,6 +4,8 @@
 //! copy measured in the same run: a slow card or a shared one does not pass for a slow kernel. (`gemm` is bound by tensor
 //! cores instead.) Tensors of a case are larger than the L2 cache, or rotate over more memory than it holds.
 
+mod linear;
+
 use criterion::{Criterion, Throughput};
 use half::bf16;
 use lookback_device::{
@@ -34,12 +36,14 @@ fn main() {
     println!("device: {}", info.name);
     let mut criterion = Criterion::default().configure_from_args();
     if info.emulated {
-        scan_cases(&info, 1, 1024, 256).into_iter().chain(nn_cases(&info, 256, 512)).for_each(count);
+        let cases = scan_cases(&info, 1, 1024, 256).into_iter().chain(nn_cases(&info, 256, 512));
+        cases.chain(linear::cases(&info, [1, 512, 2, 128])).for_each(count);
         return;
     }
     let (batch, tokens, channels) = (8, 4096, 2048);
     time(&mut criterion, copy::<f32>(batch * tokens * channels));
-    for case in scan_cases(&info, batch, tokens, channels).into_iter().chain(nn_cases(&info, 8192, 4096)) {
+    let cases = scan_cases(&info, batch, tokens, channels).into_iter().chain(nn_cases(&info, 8192, 4096));
+    for case in cases.chain(linear::cases(&info, [4, 4096, 64, 128])) {
         time(&mut criterion, case);
     }
 }
