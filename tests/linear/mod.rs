@@ -11,6 +11,7 @@ mod chain_counters;
 mod chain_mutants;
 mod chain_poison;
 mod chain_vector;
+mod determinism;
 mod edges;
 mod golden;
 mod layout;
