@@ -12,7 +12,8 @@
 //!   the kernels are loaded, by a first run, both can be captured into a graph and replayed (`run` with cudarc's event tracking off,
 //!   since waiting for another stream's event ends a capture);
 //! * [`linear_attention`] allocates its outputs, for trying things out;
-//! * [`step`] is one token of decoding, in place.
+//! * [`step`] is one token of decoding, in place;
+//! * [`time_reduce`] lets every token see all tokens, without decay, in one sum and one read.
 //!
 //! States, decays and normalisers are `f32` whatever the elements are. On an error nothing is launched and nothing written.
 //!
@@ -48,6 +49,7 @@ mod shape;
 mod slices;
 pub mod step;
 mod tensors;
+pub mod time_reduce;
 mod walk;
 
 pub use allocate::{Forwarded, linear_attention};

@@ -27,3 +27,4 @@ pub mod residual_norm;
 pub mod rms_norm;
 pub mod rotary;
 pub mod short_convolution;
+pub mod time_reduce;

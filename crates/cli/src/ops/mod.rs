@@ -17,6 +17,7 @@ mod rms_norm;
 mod rotary;
 mod short_convolution;
 mod short_convolution_backward;
+mod time_reduce;
 
 pub use inputs::{AttributeSpec, Case, Inputs, Operation, TensorSpec, Values};
 
@@ -33,6 +34,7 @@ pub static ALL: &[&Operation] = &[
     &linear_attention::LINEAR_ATTENTION,
     &linear_attention::backward::LINEAR_ATTENTION_BACKWARD,
     &linear_attention_step::LINEAR_ATTENTION_STEP,
+    &time_reduce::TIME_REDUCE,
     &log_cumsum_exp::FORWARD,
     &log_cumsum_exp::BACKWARD,
     &log_cumsum_exp::LIGHT_NET_GATES,
