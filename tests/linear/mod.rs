@@ -12,6 +12,7 @@ mod chain_mutants;
 mod chain_poison;
 mod chain_vector;
 mod edges;
+mod flow;
 mod golden;
 mod layout;
 mod limits;

@@ -40,6 +40,7 @@
 mod allocate;
 mod backward;
 pub mod check;
+pub mod flow;
 mod launch;
 mod options;
 mod plan;

@@ -8,6 +8,7 @@ pub mod argmax;
 pub mod cross_entropy;
 pub mod decay_gate;
 pub mod embedding;
+pub mod flow_attention;
 pub mod gate;
 pub mod gated_rms_norm;
 pub mod gated_scan;

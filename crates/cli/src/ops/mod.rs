@@ -4,6 +4,7 @@
 mod argmax;
 mod cross_entropy;
 mod embedding;
+mod flow_attention;
 mod gate;
 mod gated_rms_norm;
 mod gated_scan;
@@ -35,6 +36,8 @@ pub static ALL: &[&Operation] = &[
     &linear_attention::backward::LINEAR_ATTENTION_BACKWARD,
     &linear_attention_step::LINEAR_ATTENTION_STEP,
     &time_reduce::TIME_REDUCE,
+    &flow_attention::FLOW_ATTENTION,
+    &flow_attention::FLOW_ATTENTION_BACKWARD,
     &log_cumsum_exp::FORWARD,
     &log_cumsum_exp::BACKWARD,
     &log_cumsum_exp::LIGHT_NET_GATES,
