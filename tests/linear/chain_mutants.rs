@@ -26,15 +26,16 @@ enum Seen {
     Something,
 }
 
-struct Machine {
-    memory: DeviceMemory,
-    program: Program,
-    kernel: &'static Kernel,
+/// A kernel with a mistake, and memory of its own.
+pub struct Machine {
+    pub memory: DeviceMemory,
+    pub program: Program,
+    pub kernel: &'static Kernel,
 }
 
 impl Machine {
     /// The kernel with the `nth` occurrence of `from`, counted from 0, replaced by `to`.
-    fn new(kernel: &'static Kernel, from: &str, to: &str, nth: usize) -> Self {
+    pub fn new(kernel: &'static Kernel, from: &str, to: &str, nth: usize) -> Self {
         let text = kernel.ptx();
         let at = text.match_indices(from).nth(nth).unwrap_or_else(|| panic!("no {nth}th `{from}`")).0;
         let text = format!("{}{to}{}", &text[..at], &text[at + from.len()..]);
@@ -43,18 +44,18 @@ impl Machine {
         Self { memory: DeviceMemory::new(16 << 20), program, kernel }
     }
 
-    fn place<T: Element>(&self, values: &[f64]) -> u64 {
+    pub fn place<T: Element>(&self, values: &[f64]) -> u64 {
         let values: Vec<T> = values.iter().map(|v| T::from_f64(*v)).collect();
         self.place_bytes(bytemuck::cast_slice(&values))
     }
 
-    fn place_bytes(&self, bytes: &[u8]) -> u64 {
+    pub fn place_bytes(&self, bytes: &[u8]) -> u64 {
         let pointer = self.memory.alloc(bytes.len().max(1) as u64).expect("memory");
         self.memory.copy_from_host(pointer, bytes).expect("memory");
         pointer
     }
 
-    fn read<T: Element>(&self, pointer: u64, len: usize) -> Vec<f64> {
+    pub fn read<T: Element>(&self, pointer: u64, len: usize) -> Vec<f64> {
         let mut out = vec![T::from_f64(0.0); len];
         self.memory.copy_to_host(bytemuck::cast_slice_mut(&mut out), pointer).expect("memory");
         out.iter().map(|v| v.to_f64()).collect()

@@ -21,6 +21,7 @@ mod oracle;
 mod paths;
 mod properties;
 mod recurrent;
+mod recurrent_mutants;
 mod step;
 mod time_reduce;
 mod time_reduce_case;
