@@ -4,7 +4,7 @@ use super::Frame;
 use crate::{
     DeviceInfo, Path, Result, Stride,
     strided::Strided,
-    walk::{self, Gate, Order, Rows, States, Walk},
+    walk::{self, Gate, Order, Rows, Side, States, Walk},
 };
 use cudarc::driver::{CudaStream, sys::CUdeviceptr};
 
@@ -143,7 +143,7 @@ impl Frame {
             q,
             k,
             v,
-            gate: Gate::NONE,
+            gate: Gate { side: Side::None, at: 0, stride: Stride::default() },
             bonus: 0,
             flags: 0,
             flags_stride_batch: 0,
