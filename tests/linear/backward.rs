@@ -7,7 +7,10 @@ use super::{
 use half::bf16;
 use lookback_device::DType;
 use lookback_linear::{Decay, Mode, Path, Read};
-use lookback_suite::counters::Switch;
+use lookback_suite::{
+    counters::Switch,
+    measure::{Gate, assert_close},
+};
 
 const DECAYS: [Decay; 4] = [Decay::None, Decay::Head, Decay::Scalar, Decay::Vector];
 const READS: [Read; 3] = [Read::Inclusive, Read::ExclusiveBonus, Read::Shifted];
@@ -198,16 +201,20 @@ fn backward_on_tensor_cores() {
 
 #[test]
 fn backward_of_a_decay_keeps_the_precision_of_its_sums() {
-    // A thousand tokens, each forgotten by the next few: errors of one token would add up over all.
+    // A thousand tokens, each forgotten by the next few: errors of one token would add up over all. Factors of 16 bits leave 0.02 of
+    // most gradients, and 0.8 of that of a decay of heads.
+    let gate = Gate { rel: 5e-3, row: 5e-3, inf: 5e-3 };
     for decay in [Decay::Head, Decay::Scalar, Decay::Vector] {
-        let case = Case { path: Path::Auto, states: false, seed: 5, ..Case::new(DType::Bf16, 1, 1000, 16, 16) };
+        let case = Case { path: Path::Chain, states: false, seed: 5, ..Case::new(DType::Bf16, 1, 1000, 16, 16) };
         let case = Case { decay, ..case };
         let mut data = Data::new::<bf16>(&case);
         for (i, g) in data.own.g.iter_mut().enumerate() {
             *g = f64::from((-1.0 - 0.5 * (i as f64).sin()) as f32);
         }
         let adjoints = Adjoints::new::<bf16>(&case, &data);
-        compare(&case, &run::<bf16>(&case, &data, &adjoints), &oracle(&case, &data, &adjoints));
+        let (got, want) = (run::<bf16>(&case, &data, &adjoints), oracle(&case, &data, &adjoints));
+        compare(&case, &got, &want);
+        assert_close(&format!("dg of {case:?}"), &got.dg, &want.dg, want.dg.len(), gate);
     }
 }
 
@@ -223,6 +230,7 @@ fn backward_takes_tensor_cores_where_it_can() {
         ..Case::new(DType::Bf16, 4, 64, 64, 64)
     };
     assert_eq!(plan(&auto(Decay::None)).paths(), [Path::Chain; 3]);
-    assert_eq!(plan(&auto(Decay::Scalar)).paths(), [Path::Recurrent, Path::Recurrent, Path::Chain]);
+    assert_eq!(plan(&auto(Decay::Scalar)).paths(), [Path::Chain; 3]);
+    assert_eq!(plan(&auto(Decay::Vector)).paths(), [Path::Recurrent, Path::Recurrent, Path::Chain]);
     assert_eq!(plan(&Case { dtype: DType::F32, ..auto(Decay::None) }).paths(), [Path::Recurrent; 3]);
 }

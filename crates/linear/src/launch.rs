@@ -98,7 +98,11 @@ impl Walk {
         let mut variant =
             vec![("dtype", self.dtype.name()), ("kt", &keys), ("bv", &values), ("norm", norm), ("part", part)];
         let name = match self.gate.side {
-            Side::None | Side::Scalar => "linear_attention_chain",
+            Side::None | Side::Scalar => {
+                variant.push(("exact", if self.exact { "yes" } else { "no" }));
+                "linear_attention_chain"
+            }
+            _ if self.exact => return None,
             side => {
                 variant.push(("side", if side == Side::Key { "key" } else { "value" }));
                 "linear_attention_chain_vector"

@@ -253,6 +253,7 @@ impl Plan {
             order: if options.read == Read::ExclusiveBonus { Order::ReadDecayAdd } else { Order::DecayAddRead },
             late_cut: false,
             shift: options.read == Read::Shifted,
+            exact: false,
             sm_count: self.sm_count,
         }
     }

@@ -46,7 +46,8 @@ pub(crate) struct ChainTile {
 }
 
 /// The tile that a walk takes, if tensor cores can: 16-bit elements, keys and values in steps of 16 bytes, decays of an entry
-/// likewise. The wide tile reads keys half as often; the narrow one makes twice the blocks.
+/// likewise. The wide tile reads keys half as often; the narrow one makes twice the blocks, and has exact
+/// factors.
 pub(crate) fn chain_tile(walk: &Walk) -> Option<ChainTile> {
     let keys = match walk.key_dim {
         1..=32 => 32,
@@ -69,7 +70,9 @@ pub(crate) fn chain_tile(walk: &Walk) -> Option<ChainTile> {
         return None;
     }
     let blocks = |values: usize| (walk.value_dim.div_ceil(values) * walk.heads) as u64 * walk.sequences as u64;
-    let has_wide = if by_entry {
+    let has_wide = if walk.exact {
+        false
+    } else if by_entry {
         keys > 32 && !(walk.gate.side == Side::Value && keys == 256)
     } else {
         keys < 256 || walk.normalize.is_none()

@@ -145,6 +145,8 @@ pub(crate) struct Walk {
     pub late_cut: bool,
     /// Outputs move to the next visited token.
     pub shift: bool,
+    /// Factors keep 16 bits more than the type has, wherever the kernels round them.
+    pub exact: bool,
     /// Multiprocessors of the device that it will run on: how finely it is cut depends on them.
     pub sm_count: u32,
 }

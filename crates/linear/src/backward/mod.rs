@@ -44,7 +44,8 @@ pub struct BackwardPlan {
 
 impl BackwardPlan {
     /// Checks sizes, strides and options, and finds the kernels. With [`Path::Auto`] each of the walks has a path of its own. With a
-    /// decay the walks of `dq` and `dk` take [`Path::Recurrent`] whatever is asked for: see [`run`](Self::run).
+    /// decay the walks of `dq` and `dk` need factors of more than 16 bits, and take [`Path::Recurrent`] where tensor cores have no such
+    /// kernel: decays of every entry of a key, values above 128.
     ///
     /// # Errors
     /// Those of [`Plan::new`]; [`Error::Range`] ← values above [`MAX_KEY_DIM`], with a normaliser above 248, because a walk has them
@@ -77,11 +78,11 @@ impl BackwardPlan {
         let mut plan = Self { forward, layout, needs, paths: [[Path::Recurrent; 3]; 2] };
         for pass in 0..needs.passes {
             let Walks { dq, dk, dv } = plan.walks(pass);
-            // A sum over time of what dq and dk differ by needs all 24 bits of both.
-            let exact = if options.decay == Decay::None { options.path } else { Path::Recurrent };
-            let asked = [(dq, exact), (dk, exact), (dv, options.path)];
-            for (path, (walk, asked)) in plan.paths[pass].iter_mut().zip(asked) {
-                *path = walk.resolve(asked);
+            for (path, walk) in plan.paths[pass].iter_mut().zip([dq, dk, dv]) {
+                *path = walk.resolve(options.path);
+                if walk.exact && walk.check(*path, device).is_err() {
+                    *path = Path::Recurrent;
+                }
                 let blocks = usize::try_from(walk.blocks(*path)).unwrap_or(usize::MAX);
                 strided::range(OP, "blocks", blocks, 0, MAX_EXTENT)?;
                 walk.check(*path, device)?;

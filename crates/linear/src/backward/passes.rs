@@ -114,6 +114,8 @@ impl Pass<'_> {
             key_dim: needs.width,
             value_dim: forward.key_dim,
             bonus: 0,
+            // The decay's gradient is a sum over time of what dq and dk differ by.
+            exact: self.decay != Decay::None,
             gate: crate::walk::Gate {
                 side: if forward.gate.side == Side::Key { Side::Value } else { forward.gate.side },
                 ..forward.gate

@@ -28,9 +28,10 @@ impl BackwardPlan {
     ///
     /// # Numerics
     /// As the forward pass; `dg` is a sum over time, in f64, of `q dq - k dk`, so that its error is relative to these products and grows
-    /// with the square root of the tokens: it loses digits where the state forgets within a token or two. Of f32 walks it is below 1e-4
-    /// for decays down to `e^-4` and some thousand tokens; for decays of heads, whose gradient sums it over time once more, down to
-    /// `e^-1` and some hundred. Factors of 16 bits would leave a few hundredths of it, and nothing of a decay of heads.
+    /// with the square root of the tokens: it loses digits where the state forgets within a token or two. For that sum the walks of
+    /// `dq` and `dk` keep factors to 16 bits more than the type has; without, a few hundredths of `dg` would be noise, and most of the
+    /// gradient of a decay of heads, which sums it over time once more. Measured over 1024 tokens, decays from `e^-0.02` to `e^-4`:
+    /// 8e-5 with f32 elements, 1.3e-4 with bf16; for decays of heads up to 1.8e-3 with either.
     ///
     /// # Determinism
     /// Bitwise on one path.
