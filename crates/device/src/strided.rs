@@ -66,7 +66,9 @@ impl Strided {
     }
 
     fn layout(&self, op: &'static str, arg: &'static str, need: &'static str) -> Error {
-        Error::Layout { op, arg, need, stride: self.strides.iter().copied().chain([1]).collect() }
+        // A dimension that is not there has one entry and no step.
+        let steps = self.extents.iter().zip(self.strides).filter(|(n, stride)| **n != 1 || *stride != 0);
+        Error::Layout { op, arg, need, stride: steps.map(|(_, stride)| stride).chain([1]).collect() }
     }
 
     /// A tensor that is read: rows may coincide, but steps do not run backwards.

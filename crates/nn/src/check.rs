@@ -1,12 +1,8 @@
 //! Host-side checks: sizes, strides, lengths, alignment and overlap. They run before any launch.
 
 use cudarc::driver::sys::CUdeviceptr;
-use lookback_device::{DType, Error, Result};
-
-/// Greatest extent of a dimension: kernels count in `u32` and add tile sizes to it.
-pub(crate) const MAX_EXTENT: usize = (1 << 31) - 1024;
-/// Greatest number of bytes a tensor may span: offsets are `i64` in kernels.
-const MAX_SPAN: i128 = 1 << 62;
+pub(crate) use lookback_device::strided::{MAX_EXTENT, dtype, range};
+use lookback_device::{DType, Error, Result, strided::Strided};
 
 /// A matrix in memory: `rows` rows of `width` contiguous elements, `stride` elements apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,23 +19,23 @@ impl Rows {
         Self { rows, width, stride, size: size as u64 }
     }
 
+    fn strided(&self) -> Strided {
+        Strided::new([1, 1, self.rows], [0, 0, self.stride], self.width, self.size as usize)
+    }
+
     /// Elements from the first to the last, both included. Only for a checked matrix.
     pub fn span(&self) -> u64 {
-        if self.rows == 0 || self.width == 0 {
-            0
-        } else {
-            (self.rows as u64 - 1) * self.stride as u64 + self.width as u64
-        }
+        self.strided().span()
     }
 
     /// Elements that belong to the matrix.
     pub fn elements(&self) -> u64 {
-        self.rows as u64 * self.width as u64
+        self.strided().elements()
     }
 
     /// Bytes that belong to the matrix.
     pub fn bytes(&self) -> u64 {
-        self.elements() * self.size
+        self.strided().bytes()
     }
 
     /// Whether rows can be read or written 16 bytes at a time, apart from a tail.
@@ -51,57 +47,16 @@ impl Rows {
     pub fn wide_by(&self, address: CUdeviceptr, bytes: u64) -> bool {
         address.is_multiple_of(bytes) && (self.rows <= 1 || (self.stride * self.size as i64) % bytes as i64 == 0)
     }
-
-    /// Whether any byte belongs to both. Exact when both have the same stride, else by their spans.
-    fn overlaps(&self, at: CUdeviceptr, other: &Rows, other_at: CUdeviceptr) -> bool {
-        let bytes = |r: &Rows| r.span() * r.size;
-        if bytes(self) == 0 || bytes(other) == 0 {
-            return false;
-        }
-        if at.saturating_add(bytes(self)) <= other_at || other_at.saturating_add(bytes(other)) <= at {
-            return false;
-        }
-        let pitch = |r: &Rows| (r.stride * r.size as i64) as u64;
-        if self.rows > 1 && other.rows > 1 && pitch(self) == pitch(other) && pitch(self) > 0 {
-            // Columns of one wider matrix: compare the column ranges.
-            let width = |r: &Rows| r.width as u64 * r.size;
-            let shift = other_at.wrapping_sub(at) as i64;
-            let shift = shift.rem_euclid(pitch(self) as i64) as u64;
-            return shift < width(self) || shift + width(other) > pitch(self);
-        }
-        true
-    }
-}
-
-/// `arg` within `lo..=hi`.
-pub(crate) fn range(op: &'static str, arg: &'static str, got: usize, lo: usize, hi: usize) -> Result<()> {
-    if (lo..=hi).contains(&got) {
-        return Ok(());
-    }
-    let clamp = |v: usize| i64::try_from(v).unwrap_or(i64::MAX);
-    Err(Error::Range { op, arg, at: None, lo: clamp(lo), hi: clamp(hi), got: clamp(got) })
 }
 
 /// A matrix that is read: rows may coincide (stride 0) or overlap, but not run backwards.
 pub(crate) fn readable(op: &'static str, arg: &'static str, rows: &Rows) -> Result<()> {
-    spans(op, arg, rows, 0, "a row stride of at least 0")
+    rows.strided().readable(op, arg)
 }
 
 /// A matrix that is written: rows must not overlap.
 pub(crate) fn writable(op: &'static str, arg: &'static str, rows: &Rows) -> Result<()> {
-    spans(op, arg, rows, rows.width as i64, "a row stride of at least the row's width")
-}
-
-fn spans(op: &'static str, arg: &'static str, rows: &Rows, least: i64, need: &'static str) -> Result<()> {
-    if rows.rows > 1 && rows.stride < least {
-        return Err(Error::Layout { op, arg, need, stride: vec![rows.stride, 1] });
-    }
-    let last = (rows.rows.max(1) as i128 - 1) * i128::from(rows.stride.max(0)) + rows.width as i128;
-    if last * i128::from(rows.size) > MAX_SPAN {
-        let need = "strides whose farthest element is below 2^62 bytes";
-        return Err(Error::Layout { op, arg, need, stride: vec![rows.stride, 1] });
-    }
-    Ok(())
+    rows.strided().writable(op, arg)
 }
 
 /// A tensor that must be there exactly when the shape asks for it.
@@ -119,11 +74,6 @@ pub(crate) fn length(op: &'static str, arg: &'static str, need: u64, got: usize)
         return Ok(());
     }
     Err(Error::Shape { op, arg, want: format!("at least {need} elements long"), got: vec![got as u64] })
-}
-
-/// The element type that the plan was made for.
-pub(crate) fn dtype(op: &'static str, arg: &'static str, want: DType, got: DType) -> Result<()> {
-    if want == got { Ok(()) } else { Err(Error::Dtype { op, arg, want, got }) }
 }
 
 /// An address that is a multiple of the element size, and not null unless nothing is read there.
@@ -164,7 +114,7 @@ pub(crate) fn param_rows(width: usize, dtype: Option<DType>) -> Rows {
 /// Checks one output against everything else that the launch touches.
 pub(crate) fn disjoint(op: &'static str, out: Placed<'_>, others: &[Placed<'_>]) -> Result<()> {
     for other in others {
-        if other.1 != 0 && out.1 != 0 && out.2.overlaps(out.1, other.2, other.1) {
+        if other.1 != 0 && out.1 != 0 && out.2.strided().overlaps(out.1, &other.2.strided(), other.1) {
             return Err(Error::Alias { op, a: out.0, b: other.0 });
         }
     }
@@ -182,23 +132,6 @@ mod tests {
 
     fn rows(rows: usize, width: usize, stride: i64) -> Rows {
         Rows::new(rows, width, stride, 4)
-    }
-
-    #[test]
-    fn columns_of_one_matrix_do_not_overlap() {
-        let half = rows(5, 8, 16);
-        assert!(!half.overlaps(4096, &half, 4096 + 32));
-        assert!(half.overlaps(4096, &half, 4096 + 28));
-        assert!(half.overlaps(4096 + 32, &half, 4096 + 60));
-        assert!(half.overlaps(4096, &half, 4096 + 64));
-        assert!(!half.overlaps(4096, &half, 4096 + 5 * 64));
-    }
-
-    #[test]
-    fn different_strides_compare_by_span() {
-        assert!(rows(5, 8, 16).overlaps(4096, &rows(5, 4, 20), 4096 + 32));
-        assert!(!rows(5, 8, 16).overlaps(4096, &rows(0, 4, 20), 4096 + 32));
-        assert!(!rows(1, 8, 0).overlaps(4096, &rows(1, 8, 0), 4096 + 32));
     }
 
     #[test]
