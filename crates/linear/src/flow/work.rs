@@ -160,6 +160,7 @@ impl Frame {
             out_f32: false,
             accumulate: false,
             split: shape.heads,
+            exact: false,
             scale: 1.0,
             normalize: None,
             reverse: false,
