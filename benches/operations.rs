@@ -5,6 +5,7 @@
 //! cores instead.) Tensors of a case are larger than the L2 cache, or rotate over more memory than it holds.
 
 mod linear;
+mod nn;
 
 use criterion::{Criterion, Throughput};
 use half::bf16;
@@ -37,12 +38,14 @@ fn main() {
     let mut criterion = Criterion::default().configure_from_args();
     if info.emulated {
         let cases = scan_cases(&info, 1, 1024, 256).into_iter().chain(nn_cases(&info, 256, 512));
+        let cases = cases.chain(nn::cases(&info, 256, 512));
         cases.chain(linear::cases(&info, [1, 512, 2, 128])).for_each(count);
         return;
     }
     let (batch, tokens, channels) = (8, 4096, 2048);
     time(&mut criterion, copy::<f32>(batch * tokens * channels));
     let cases = scan_cases(&info, batch, tokens, channels).into_iter().chain(nn_cases(&info, 8192, 4096));
+    let cases = cases.chain(nn::cases(&info, 8192, 4096));
     for case in cases.chain(linear::cases(&info, [4, 4096, 64, 128])) {
         time(&mut criterion, case);
     }
@@ -92,7 +95,8 @@ fn scan_cases(info: &DeviceInfo, batch: usize, tokens: usize, channels: usize) -
         scan::<bf16>(info, &shape, "gated_scan bf16", Source::Tensor),
         scan::<f32>(info, &shape, "cumulative sum f32", Source::Cumsum),
         scan::<bf16>(info, &shape, "gated_ssm_scan bf16", Source::GatedSsm { normalize: true }),
-        scan_backward::<bf16>(info, &shape),
+        scan_backward::<bf16>(info, &shape, "gated_scan_backward bf16", Source::Tensor),
+        scan_backward::<bf16>(info, &shape, "gated_ssm_backward bf16", Source::GatedSsm { normalize: true }),
     ]
 }
 
@@ -145,22 +149,30 @@ fn scan<T: Element>(info: &DeviceInfo, shape: &Shape, name: &str, source: Source
     }
 }
 
-fn scan_backward<T: Element>(info: &DeviceInfo, shape: &Shape) -> Case {
+fn scan_backward<T: Element>(info: &DeviceInfo, shape: &Shape, name: &str, source: Source) -> Case {
     let stream = device::stream();
     let elements = shape.batch * shape.seq_len * shape.channels;
-    let plan = BackwardPlan::new(shape, &Options::new::<T>(Source::Tensor, shape), info).expect("a good shape");
-    let inputs = [0.5, 1.0, 0.25].map(|value| filled::<T>(&stream, elements, value));
-    let mut outputs = [filled::<T>(&stream, elements, 0.0), filled::<T>(&stream, elements, 0.0)];
+    let plan = BackwardPlan::new(shape, &Options::new::<T>(source, shape), info).expect("a good shape");
+    let inputs = [0.5, 0.75, 0.5, 1.0, 0.25].map(|value| filled::<T>(&stream, elements, value));
+    let mut outputs = [0; 3].map(|_| filled::<T>(&stream, elements, 0.0));
     let mut workspace = Workspace::new(&stream, plan.workspace_bytes()).expect("workspace");
     let bytes = plan.bytes_moved();
     let launch = move |_| {
-        let ([a, h, dh], [da, db]) = (&inputs, &mut outputs);
-        let forward = Inputs::of(Gates { a: Some(a), b: None, x: None, channel: None });
-        let gates = GateGradients { a: Some(da), b: Some(db), x: None, channel: None };
-        let inputs = BackwardInputs { forward, h, dh, d_last: None };
-        plan.run(&stream, &inputs, BackwardOutputs { gates, d_initial: None }, &mut workspace).expect("launch");
+        let ([a, b, x, h, dh], [da, db, dx]) = (&inputs, &mut outputs);
+        let (gates, gradients) = match source {
+            Source::GatedSsm { .. } => {
+                (Gates::gated_ssm(a, b, x), GateGradients { a: Some(da), b: Some(db), x: Some(dx), channel: None })
+            }
+            _ => (
+                Gates { a: Some(a), b: None, x: None, channel: None },
+                GateGradients { a: Some(da), b: Some(db), x: None, channel: None },
+            ),
+        };
+        let inputs = BackwardInputs { forward: Inputs::of(gates), h, dh, d_last: None };
+        let outputs = BackwardOutputs { gates: gradients, d_initial: None };
+        plan.run(&stream, &inputs, outputs, &mut workspace).expect("launch");
     };
-    Case { name: format!("gated_scan_backward {}", T::DTYPE), bytes, sets: 1, launch: Box::new(launch) }
+    Case { name: name.into(), bytes, sets: 1, launch: Box::new(launch) }
 }
 
 /// The operations around the scans over `rows` tokens of `width`, in bf16. One set of tensors: together they exceed the cache.

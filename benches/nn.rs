@@ -1,0 +1,113 @@
+//! Norms, convolutions and positions of the blocks, and their gradients, in bf16. One set of tensors: together they exceed the cache.
+
+use crate::{Case, filled};
+use half::bf16;
+use lookback_device::{DeviceInfo, Element, cudarc::driver::CudaSlice};
+use lookback_nn::{Activation, Param, gated_rms_norm, rms_norm, rotary, short_convolution};
+use lookback_suite::device;
+
+/// All of them over `rows` tokens of `width`.
+pub fn cases(info: &DeviceInfo, rows: usize, width: usize) -> Vec<Case> {
+    vec![
+        rms_norm_backward(info, rows, width),
+        gated_norm(info, rows, width),
+        gated_norm_backward(info, rows, width),
+        centred_convolution(info, rows, width),
+        convolution_backward(info, rows, width),
+        turned(info, rows, width),
+    ]
+}
+
+fn case(name: &str, bytes: u64, launch: impl FnMut(usize) + 'static) -> Case {
+    Case { name: format!("{name} bf16"), bytes, sets: 1, launch: Box::new(launch) }
+}
+
+fn tensor(elements: usize, value: f64) -> CudaSlice<bf16> {
+    filled(&device::stream(), elements, value)
+}
+
+fn floats(elements: usize) -> CudaSlice<f32> {
+    filled(&device::stream(), elements, 1.0)
+}
+
+fn rms_norm_backward(info: &DeviceInfo, rows: usize, width: usize) -> Case {
+    let shape = rms_norm::BackwardShape::dense(rows, width);
+    let plan = rms_norm::BackwardPlan::new(&shape, bf16::DTYPE, info).expect("good");
+    let [x, dout, mut dx] = [0.5, 0.25, 0.0].map(|value| tensor(rows * width, value));
+    let (weight, rstd, mut dweight) = (tensor(width, 1.0), floats(rows), floats(width));
+    let mut workspace = floats(plan.workspace_bytes() as usize / 4);
+    case("rms_norm_backward", plan.bytes_moved(), move |_| {
+        let (weight, dweight) = (Param::Same(&weight), Some(&mut dweight as _));
+        plan.run(&device::stream(), &x, &dout, weight, &rstd, &mut dx, dweight, &mut workspace).expect("launch");
+    })
+}
+
+const GATED: gated_rms_norm::Options = gated_rms_norm::Options {
+    dtype: bf16::DTYPE,
+    gate: gated_rms_norm::Gate::Silu,
+    norm_before_gate: false,
+    eps: 1e-5,
+};
+
+fn gated_norm(info: &DeviceInfo, rows: usize, width: usize) -> Case {
+    let plan = gated_rms_norm::Plan::new(&gated_rms_norm::Shape::dense(rows, width), &GATED, info).expect("good");
+    let [y, z, mut out] = [0.5, 0.25, 0.0].map(|value| tensor(rows * width, value));
+    let weight = tensor(width, 1.0);
+    case("gated_rms_norm", plan.bytes_moved(), move |_| {
+        plan.run(&device::stream(), &y, &z, Param::Same(&weight), &mut out, None).expect("launch");
+    })
+}
+
+fn gated_norm_backward(info: &DeviceInfo, rows: usize, width: usize) -> Case {
+    let shape = gated_rms_norm::BackwardShape::dense(rows, width);
+    let plan = gated_rms_norm::BackwardPlan::new(&shape, &GATED, info).expect("good");
+    let [y, z, dout, mut dy, mut dz] = [0.5, 0.25, 0.5, 0.0, 0.0].map(|value| tensor(rows * width, value));
+    let (weight, rstd, mut dweight) = (tensor(width, 1.0), floats(rows), floats(width));
+    let mut workspace = floats(plan.workspace_bytes() as usize / 4);
+    case("gated_rms_norm_backward", plan.bytes_moved(), move |_| {
+        let weight = Param::Same(&weight);
+        let inputs = gated_rms_norm::BackwardInputs { y: &y, z: &z, dout: &dout, weight, rstd: &rstd };
+        let outputs = gated_rms_norm::Gradients { dy: &mut dy, dz: &mut dz, dweight: Some(&mut dweight) };
+        plan.run(&device::stream(), inputs, outputs, &mut workspace).expect("launch");
+    })
+}
+
+const SILU: short_convolution::Options =
+    short_convolution::Options { dtype: bf16::DTYPE, activation: Activation::Silu };
+
+fn centred_convolution(info: &DeviceInfo, rows: usize, width: usize) -> Case {
+    let shape = short_convolution::Shape::dense(1, rows, width, 7).centred();
+    let plan = short_convolution::Plan::new(&shape, &SILU, info).expect("good");
+    let [x, mut out] = [0.5, 0.0].map(|value| tensor(rows * width, value));
+    let weight = tensor(width * 7, 0.25);
+    case("short_convolution centred 7", plan.bytes_moved(), move |_| {
+        let inputs = short_convolution::Inputs::default();
+        plan.run(&device::stream(), &x, &weight, inputs, &mut out, None).expect("launch");
+    })
+}
+
+fn convolution_backward(info: &DeviceInfo, rows: usize, width: usize) -> Case {
+    let shape = short_convolution::Shape::dense(1, rows, width, 4);
+    let plan = short_convolution::BackwardPlan::dense(&shape, &SILU, info).expect("good");
+    let [x, dout, mut dx] = [0.5, 0.25, 0.0].map(|value| tensor(rows * width, value));
+    let (weight, mut dweight) = (tensor(width * 4, 0.25), floats(width * 4));
+    let mut workspace = floats(plan.workspace_bytes() as usize / 4);
+    case("short_convolution_backward", plan.bytes_moved(), move |_| {
+        let adjoints = short_convolution::Adjoints { dout: &dout, dstate_out: None };
+        let outputs =
+            short_convolution::Gradients { dx: &mut dx, dweight: Some(&mut dweight), dbias: None, dstate: None };
+        let inputs = short_convolution::Inputs::default();
+        plan.run(&device::stream(), &x, &weight, inputs, adjoints, outputs, &mut workspace).expect("launch");
+    })
+}
+
+fn turned(info: &DeviceInfo, rows: usize, width: usize) -> Case {
+    let head_dim = 128;
+    let options = rotary::Options::new(bf16::DTYPE, rotary::Style::Half, head_dim);
+    let shape = rotary::Shape::dense(1, rows, width / head_dim, head_dim);
+    let plan = rotary::Plan::new(&shape, &options, info).expect("good");
+    let [x, mut out] = [0.5, 0.0].map(|value| tensor(rows * width, value));
+    case("rotary", plan.bytes_moved(), move |_| {
+        plan.run(&device::stream(), &x, rotary::Inputs::default(), &mut out).expect("launch");
+    })
+}
