@@ -118,8 +118,13 @@ impl Cover {
 
     /// One access for each thread, while the grid allows it.
     pub fn whole(rows: usize, width: usize, vec: u32, block: usize) -> Self {
+        Self::narrow(rows, width, vec, block, block.trailing_zeros())
+    }
+
+    /// The same with at most 2^lane_bits threads to a row in a block.
+    pub fn narrow(rows: usize, width: usize, vec: u32, block: usize, lane_bits: u32) -> Self {
         let accesses = width.div_ceil(vec as usize);
-        let lane_bits = accesses.min(block).next_power_of_two().trailing_zeros();
+        let lane_bits = accesses.min(1 << lane_bits).next_power_of_two().trailing_zeros();
         let lanes = 1_usize << lane_bits;
         let columns = accesses.div_ceil(lanes).min(MAX_GRID_Y);
         Self {

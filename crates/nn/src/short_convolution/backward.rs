@@ -10,6 +10,9 @@ use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, sys::CUdeviceptr};
 use lookback_device::{DeviceInfo, Element, Error, Result, launch};
 use lookback_kernels::{Kernel, find};
 
+/// At most so many lanes have a run: the block's runs add up what they leave behind.
+const LANE_BITS: u32 = 5;
+
 /// A checked gradient of the convolution.
 #[derive(Debug, Clone)]
 pub struct BackwardPlan {
@@ -68,6 +71,7 @@ impl BackwardPlan {
     /// Those of [`Plan::new`](super::Plan::new), of `dx` for `out`.
     pub fn new(shape: &Shape, dx_strides: (i64, i64), options: &Options, device: &DeviceInfo) -> Result<Self> {
         shape.check()?;
+        check::range(OP, "channels", shape.channels, 0, 65_535 << LANE_BITS)?;
         let missing = || Error::NoKernel { op: OP, request: "column_sum".into() };
         let plan = Self {
             shape: *shape,
@@ -94,7 +98,7 @@ impl BackwardPlan {
 
     /// Device memory that [`run`](Self::run) needs besides its tensors, when `dweight` or `dbias` is wanted.
     pub fn workspace_bytes(&self) -> u64 {
-        self.parts().bytes() + self.bias_parts().bytes()
+        [1, 4].map(|vec| self.parts(vec).map(|rows| rows.bytes()).iter().sum()).into_iter().max().unwrap_or(0)
     }
 
     /// Bytes that must cross the memory bus at least, with flags and weights, without states and workspace.
@@ -117,18 +121,16 @@ impl BackwardPlan {
         self.shape.tensor(self.options.dtype, self.shape.out_stride_batch, self.shape.out_stride_token)
     }
 
-    /// Runs of all rows: rows of the workspace.
-    fn slices(&self) -> usize {
-        self.shape.runs(self.run_bits) * self.shape.batch
+    /// Blocks that share out the runs of a row and the channels, with accesses of so many elements.
+    fn cover(&self, vec: u32) -> Cover {
+        Cover::narrow(self.shape.runs(self.run_bits), self.shape.channels, vec, BLOCK, LANE_BITS)
     }
 
-    fn parts(&self) -> Rows {
-        let width = self.shape.channels * self.shape.taps;
-        Rows::new(self.slices(), width, width as i64, 4)
-    }
-
-    fn bias_parts(&self) -> Rows {
-        Rows::new(self.slices(), self.shape.channels, self.shape.channels as i64, 4)
+    /// What the blocks leave behind: gradients of the weights and of the bias.
+    fn parts(&self, vec: u32) -> [Rows; 2] {
+        let slices = self.cover(vec).grid[0] as usize * self.shape.batch;
+        let of = |width: usize| Rows::new(slices, width, width as i64, 4);
+        [of(self.shape.channels * self.shape.taps), of(self.shape.channels)]
     }
 
     /// The gradients of a loss by every input, given those by the outputs of [`Plan::run`](super::Plan::run): with `s` the sum before the
@@ -228,9 +230,8 @@ impl BackwardPlan {
         let dstate_rows = present(dstate, self.shape.state(dtype));
         let dweight_rows = present(dweight, Rows::new(1, channels * taps, 0, 4));
         let dbias_rows = present(dbias, Rows::new(1, channels, 0, 4));
-        let (weight_parts, bias_parts) = (self.parts(), self.bias_parts());
-        let workspace_rows = Rows::new(1, (weight_parts.elements() + bias_parts.elements()) as usize, 0, 4);
-        let workspace_rows = if dweight == 0 && dbias == 0 { Rows::new(0, 0, 0, 4) } else { workspace_rows };
+        let workspace = if dweight == 0 && dbias == 0 { 0 } else { self.workspace_bytes() as usize / 4 };
+        let workspace_rows = Rows::new(1, workspace, 0, 4);
         let read: [Placed<'_>; 8] = [
             ("x", x, &x_rows),
             ("weight", weight, &weight_rows),
@@ -257,25 +258,25 @@ impl BackwardPlan {
         if channels == 0 {
             return Ok(());
         }
+        let (kernel, vec) = self.kernels.pick(&[
+            (x, &self.x().row()),
+            (x, &self.x().rows()),
+            (dout, &self.dout().row()),
+            (dout, &self.dout().rows()),
+            (dx, &self.dx.row()),
+            (dx, &self.dx.rows()),
+            (inputs.state, &state_rows),
+            (dstate_out, &dstate_out_rows),
+            (dstate, &dstate_rows),
+            (weight, &weight_rows),
+            (inputs.bias, &bias_rows),
+        ]);
+        // Parts are written 16 bytes at a time, whatever the type.
+        let (kernel, vec) = if parts.is_multiple_of(16) { (kernel, vec) } else { self.kernels.single() };
+        let [weight_parts, bias_parts] = self.parts(vec);
         let bias_at = if parts == 0 { 0 } else { parts + weight_parts.bytes() };
         if batch > 0 {
-            let (kernel, vec) = self.kernels.pick(&[
-                (x, &self.x().row()),
-                (x, &self.x().rows()),
-                (dout, &self.dout().row()),
-                (dout, &self.dout().rows()),
-                (dx, &self.dx.row()),
-                (dx, &self.dx.rows()),
-                (inputs.state, &state_rows),
-                (dstate_out, &dstate_out_rows),
-                (dstate, &dstate_rows),
-                (weight, &weight_rows),
-                (inputs.bias, &bias_rows),
-            ]);
-            // Parts are written 16 bytes at a time, whatever the type.
-            let (kernel, vec) = if parts.is_multiple_of(16) { (kernel, vec) } else { self.kernels.single() };
-            let runs = self.shape.runs(self.run_bits);
-            let cover = Cover::whole(runs, channels, vec, BLOCK);
+            let cover = self.cover(vec);
             let args = lookback_kernels::args::ShortConvolutionBwd {
                 p_x: x,
                 p_weight: weight,
@@ -292,7 +293,7 @@ impl BackwardPlan {
                 tokens: tokens as u32,
                 sequences: self.shape.sequences() as u32,
                 channels: channels as u32,
-                runs: runs as u32,
+                runs: self.shape.runs(self.run_bits) as u32,
                 x_stride_batch: self.shape.x_stride_batch,
                 x_stride_token: self.shape.x_stride_token,
                 dout_stride_batch: self.shape.out_stride_batch,
@@ -324,7 +325,7 @@ impl BackwardPlan {
     }
 }
 
-/// Runs as long as they may be with some warps left for every multiprocessor: each leaves `taps + 1` floats a channel behind.
+/// Runs as long as they may be with some warps left for every multiprocessor: four of them leave `taps + 1` floats a channel.
 fn run_bits(shape: &Shape, device: &DeviceInfo) -> u32 {
     let wanted = device.sm_count as usize * 768;
     let threads = |bits: &u32| {
