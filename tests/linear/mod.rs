@@ -13,6 +13,7 @@ mod chain_poison;
 mod chain_vector;
 mod edges;
 mod flow;
+mod flow_case;
 mod golden;
 mod layout;
 mod limits;
