@@ -19,6 +19,7 @@ mod layout;
 mod limits;
 mod modes;
 mod oracle;
+mod path_laws;
 mod paths;
 mod properties;
 mod recurrent;
