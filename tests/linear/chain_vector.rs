@@ -69,6 +69,18 @@ fn chain_vector_adds_the_bonus() {
 }
 
 #[test]
+fn chain_vector_normalises() {
+    for (key_dim, value_dim) in [(32, 64), (64, 72), (128, 64), (256, 64)] {
+        let case = Case { decay: Decay::Key, normalize: true, bv: 64, ..Case::new(70, 1, key_dim, value_dim) };
+        check::<bf16>("normalised", &case);
+        let flags = [vec![7, 16, 40], vec![]];
+        check::<f16>("normalised, shifted", &Case { shift: true, flags: flags.clone(), order: 1, ..case.clone() });
+        check::<f16>("normalised, packed", &Case { lengths: vec![33, 0, 37], reverse: true, flags, ..case.clone() });
+        check::<bf16>("normalised, segments", &Case { segment_tokens: 48, ..case });
+    }
+}
+
+#[test]
 fn chain_vector_starts_from_packed_sequences_and_prefixes() {
     for decay in SIDES {
         let packed = Case { lengths: vec![0, 17, 1, 0, 32, 15, 0], ..small(decay, 65) };
