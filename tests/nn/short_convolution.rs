@@ -247,6 +247,47 @@ fn short_convolution__time_major_output() {
 }
 
 #[test]
+fn short_convolution__from_columns_of_a_matrix_into_others() {
+    let (tokens, channels, taps) = (12, 8, 3);
+    let mut random = Random::new(10);
+    let (both, weight) = (random.normals::<f32>(tokens * 2 * channels), random.normals::<f32>(channels * taps));
+    let stride = 2 * channels as i64;
+    let shape = Shape { x_stride_token: stride, out_stride_token: stride, ..Shape::dense(1, tokens, channels, taps) };
+    let options = Options { dtype: DType::F32, activation: Activation::None };
+    let plan = Plan::new(&shape, &options, &device::info()).unwrap();
+    let (matrix, weight_in) = (Input::<f32>::dense(&both), Input::<f32>::dense(&weight));
+    let (x_at, weight_at) = (address(&matrix.view()), address(&weight_in.view()));
+    let out_at = x_at + 4 * channels as u64;
+    // SAFETY: both tensors live until the synchronisation below; the second call is refused before any launch.
+    let refused = unsafe {
+        plan.run_raw(&device::stream(), x_at, weight_at, RawInputs::default(), out_at, 0).unwrap();
+        plan.run_raw(&device::stream(), x_at, weight_at, RawInputs::default(), out_at - 4, 0)
+    };
+    assert!(matches!(refused, Err(Error::Alias { a: "out", b: "x", .. })), "{refused:?}");
+    device::finish();
+    let halves = |values: &[f64], half: usize| -> Vec<f64> {
+        values.chunks_exact(2 * channels).flat_map(|row| row[half * channels..][..channels].to_vec()).collect()
+    };
+    let after: Vec<f64> =
+        download(&device::stream().clone_dtod(&matrix.view()).unwrap()).into_iter().map(f64::from).collect();
+    let conv = Conv {
+        batch: 1,
+        tokens,
+        channels,
+        taps,
+        centred: false,
+        bias: None,
+        flags: None,
+        starts: None,
+        state: None,
+        activation: reference(Activation::None),
+    };
+    assert_eq!(halves(&after, 0), halves(&both, 0));
+    let expected = forward(&conv, &halves(&both, 0), &weight).out;
+    assert_close("other columns", &halves(&after, 1), &expected, channels, Gate::F32);
+}
+
+#[test]
 fn short_convolution__nan_stays_in_its_window() {
     let (tokens, channels, taps) = (20, 8, 4);
     let mut x = Random::new(6).normals::<f32>(tokens * channels);

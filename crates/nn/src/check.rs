@@ -19,7 +19,8 @@ impl Rows {
         Self { rows, width, stride, size: size as u64 }
     }
 
-    fn strided(&self) -> Strided {
+    /// The same among tensors of more dimensions.
+    pub fn strided(&self) -> Strided {
         Strided::new([1, 1, self.rows], [0, 0, self.stride], self.width, self.size as usize)
     }
 
@@ -40,12 +41,7 @@ impl Rows {
 
     /// Whether rows can be read or written 16 bytes at a time, apart from a tail.
     pub fn wide(&self, address: CUdeviceptr) -> bool {
-        self.wide_by(address, 16)
-    }
-
-    /// The same for accesses of `bytes`.
-    pub fn wide_by(&self, address: CUdeviceptr, bytes: u64) -> bool {
-        address.is_multiple_of(bytes) && (self.rows <= 1 || (self.stride * self.size as i64) % bytes as i64 == 0)
+        address.is_multiple_of(16) && (self.rows <= 1 || (self.stride * self.size as i64) % 16 == 0)
     }
 }
 

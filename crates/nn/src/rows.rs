@@ -2,7 +2,7 @@
 
 use crate::check::Rows;
 use cudarc::driver::sys::CUdeviceptr;
-use lookback_device::{DType, Error, Result};
+use lookback_device::{DType, Error, Result, strided::Strided};
 use lookback_kernels::{Kernel, find};
 
 /// Threads of a block of most of these kernels.
@@ -45,11 +45,18 @@ impl Variants {
 
     /// The variant that fits every matrix at its address, and its elements per access. All have the element size of the variant.
     pub fn pick(&self, matrices: &[(CUdeviceptr, &Rows)]) -> (&'static Kernel, u32) {
-        let fits = |(address, rows): &(CUdeviceptr, &Rows)| {
-            rows.wide_by(*address, self.bytes) && (rows.width as u64 * rows.size).is_multiple_of(self.bytes)
+        let tensors: Vec<_> = matrices.iter().map(|(address, rows)| (*address, rows.strided())).collect();
+        self.pick_strided(&tensors)
+    }
+
+    /// The same for tensors of more dimensions.
+    pub fn pick_strided(&self, tensors: &[(CUdeviceptr, Strided)]) -> (&'static Kernel, u32) {
+        let fits = |(address, tensor): &(CUdeviceptr, Strided)| {
+            let elements = (self.bytes / tensor.size) as usize;
+            address.is_multiple_of(self.bytes) && tensor.steps_by(elements) && tensor.width.is_multiple_of(elements)
         };
-        match matrices.first() {
-            Some((_, rows)) if matrices.iter().all(fits) => (self.wide, (self.bytes / rows.size) as u32),
+        match tensors.first() {
+            Some((_, tensor)) if tensors.iter().all(fits) => (self.wide, (self.bytes / tensor.size) as u32),
             _ => self.single(),
         }
     }

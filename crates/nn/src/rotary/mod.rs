@@ -9,14 +9,15 @@ mod shape;
 pub use shape::{Grid, MAX_AXES, Options, Shape, Stride, Style};
 
 use crate::{
-    check::{self, Placed, Rows},
-    memory,
+    check, memory,
     rows::{BLOCK, Variants},
 };
 use bytemuck::Zeroable;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, sys::CUdeviceptr};
-use lookback_device::{DeviceInfo, Element, Result, launch};
-use shape::Tensor;
+use lookback_device::{
+    DeviceInfo, Element, Result, launch,
+    strided::{self, Placed, Strided},
+};
 use std::sync::Arc;
 
 const OP: &str = "rotary";
@@ -29,8 +30,8 @@ pub struct Plan {
     shape: Shape,
     options: Options,
     backwards: bool,
-    x: Tensor,
-    out: Tensor,
+    x: Strided,
+    out: Strided,
     kernels: Variants,
     sm_count: u32,
 }
@@ -109,13 +110,13 @@ impl Plan {
             shape: *shape,
             options: *options,
             backwards,
-            x: Tensor::new(shape, shape.x_stride, read, options.dtype),
-            out: Tensor::new(shape, shape.out_stride, written, options.dtype),
+            x: shape.tensor(shape.x_stride, read, options.dtype),
+            out: shape.tensor(shape.out_stride, written, options.dtype),
             kernels: Variants::find(OP, "rotary", options.dtype, &[("style", style)])?,
             sm_count: device.sm_count,
         };
-        plan.x.readable("x")?;
-        plan.out.writable("out")?;
+        plan.x.readable(OP, "x")?;
+        plan.out.writable(OP, "out")?;
         Ok(plan)
     }
 
@@ -134,12 +135,12 @@ impl Plan {
         3 * self.x.elements().max(self.out.elements())
     }
 
-    fn positions(&self) -> Rows {
-        Rows::new(1, self.shape.batch * self.shape.tokens, 0, 4)
+    fn positions(&self) -> Strided {
+        Strided::dense([1, 1, self.shape.batch], self.shape.tokens, 4)
     }
 
-    fn starts(&self) -> Rows {
-        Rows::new(1, self.shape.packed.map_or(0, |sequences| sequences + 1), 0, 4)
+    fn starts(&self) -> Strided {
+        self.shape.packed.map_or(Strided::NONE, |sequences| Strided::dense([1; 3], sequences + 1, 4))
     }
 
     /// Turns the rows of every head of every token. With [`Plan::backward`] `x` is the gradient by the result, and `out` receives that by
@@ -167,14 +168,14 @@ impl Plan {
         out: &mut impl DevicePtrMut<T>,
     ) -> Result<()> {
         check::dtype(OP, "x", self.options.dtype, T::DTYPE)?;
-        check::length(OP, "x", self.x.whole().span(), x.len())?;
+        check::length(OP, "x", self.x.span(), x.len())?;
         if let Some(positions) = inputs.positions {
             check::length(OP, "positions", self.positions().span(), positions.len())?;
         }
         if let Some(starts) = inputs.cu_seqlens {
             check::length(OP, "cu_seqlens", self.starts().span(), starts.len())?;
         }
-        check::length(OP, "out", self.out.whole().span(), out.len())?;
+        check::length(OP, "out", self.out.span(), out.len())?;
         let (x, _x) = x.device_ptr(stream);
         let (positions, _positions) = memory::input(inputs.positions, stream);
         let (starts, _starts) = memory::input(inputs.cu_seqlens, stream);
@@ -205,21 +206,22 @@ impl Plan {
         if positions == 0 || cu_seqlens != 0 {
             check::given(OP, "cu_seqlens", self.shape.packed.is_some(), cu_seqlens != 0)?;
         }
-        let (x_rows, out_rows) = (self.x.whole(), self.out.whole());
-        let positions_rows = Rows { rows: usize::from(positions != 0), ..self.positions() };
-        let starts_rows = Rows { rows: usize::from(cu_seqlens != 0), ..self.starts() };
-        let x_at: Placed<'_> = ("x", x, &x_rows);
-        let out_at: Placed<'_> = ("out", out, &out_rows);
+        let here = |address: CUdeviceptr, tensor: Strided| {
+            if address == 0 { Strided { size: 4, ..Strided::NONE } } else { tensor }
+        };
+        let (positions_rows, starts_rows) = (here(positions, self.positions()), here(cu_seqlens, self.starts()));
+        let (x_at, out_at): (Placed<'_>, Placed<'_>) = (("x", x, &self.x), ("out", out, &self.out));
         let small: [Placed<'_>; 2] =
             [("positions", positions, &positions_rows), ("cu_seqlens", cu_seqlens, &starts_rows)];
-        check::addresses(OP, &[x_at, out_at])?;
-        check::addresses(OP, &small)?;
+        for placed in [x_at, out_at].iter().chain(&small) {
+            strided::address(OP, *placed, false)?;
+        }
         let in_place = x == out && self.x == self.out;
         if !in_place {
-            check::disjoint(OP, out_at, &[x_at])?;
+            strided::disjoint(OP, out_at, &[x_at])?;
         }
-        check::disjoint(OP, out_at, &small)?;
-        if self.x.is_empty() {
+        strided::disjoint(OP, out_at, &small)?;
+        if self.x.elements() == 0 {
             return Ok(());
         }
         let (turned, axis_turned) = (self.options.turned(), self.options.axis_turned());
@@ -227,21 +229,14 @@ impl Plan {
         let within = self.options.style == Style::Interleaved;
         // Accesses must not part a row where it changes: at the last element that turns, and from axis to axis.
         let size = self.options.dtype.size();
-        let part = |angles: usize| Rows::new(1, if within { 2 * angles } else { angles }, 0, size);
-        let (parts, tail) = ([part(turned), part(if axis_turned < turned { axis_turned } else { 0 })], copied);
-        let tail = Rows::new(1, tail, 0, size);
-        let [x0, x1, x2] = self.x.rows();
-        let [out0, out1, out2] = self.out.rows();
-        let (kernel, vec) = self.kernels.pick(&[
-            (x, &x0),
-            (x, &x1),
-            (x, &x2),
-            (out, &out0),
-            (out, &out1),
-            (out, &out2),
-            (0, &parts[0]),
-            (0, &parts[1]),
-            (0, &tail),
+        let part = |elements: usize| (0, Strided::dense([1; 3], elements, size));
+        let elements = |angles: usize| if within { 2 * angles } else { angles };
+        let (kernel, vec) = self.kernels.pick_strided(&[
+            (x, self.x),
+            (out, self.out),
+            part(elements(turned)),
+            part(if axis_turned < turned { elements(axis_turned) } else { 0 }),
+            part(copied),
         ]);
         let vec = vec as usize;
         let angles = if within && vec > 1 { vec / 2 } else { vec };
@@ -273,12 +268,12 @@ impl Plan {
             is_grid: u32::from(grid.is_some()),
             prefix: grid.map_or(0, |g| g.prefix) as i32,
             offset: self.options.offset,
-            x_stride_batch: self.x.stride.batch,
-            x_stride_token: self.x.stride.token,
-            x_stride_head: self.x.stride.head,
-            out_stride_batch: self.out.stride.batch,
-            out_stride_token: self.out.stride.token,
-            out_stride_head: self.out.stride.head,
+            x_stride_batch: self.x.strides[0],
+            x_stride_token: self.x.strides[1],
+            x_stride_head: self.x.strides[2],
+            out_stride_batch: self.out.strides[0],
+            out_stride_token: self.out.strides[1],
+            out_stride_head: self.out.strides[2],
             ratio: fraction(self.options.base.powf(-2.0 / self.options.theta_dim as f64)) as i64,
             // Cosine has an adjoint of its own, with the same angles.
             backwards: if self.backwards && self.options.style != Style::Cosine { 1 << 31 } else { 0 },
@@ -311,7 +306,7 @@ pub fn rotary<T: Element>(
 ) -> Result<CudaSlice<T>> {
     let device = DeviceInfo::of(stream.context())?;
     let plan = Plan::new(&Shape::dense(batch, tokens, heads, head_dim), options, &device)?;
-    let mut out = memory::allocate(stream, usize::try_from(plan.out.whole().span()).unwrap_or(usize::MAX), OP)?;
+    let mut out = memory::allocate(stream, usize::try_from(plan.out.span()).unwrap_or(usize::MAX), OP)?;
     plan.run(stream, x, Inputs::default(), &mut out)?;
     Ok(out)
 }

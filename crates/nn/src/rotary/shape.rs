@@ -1,11 +1,8 @@
 //! Sizes, strides, and what the angles are.
 
 use super::OP;
-use crate::{
-    Result,
-    check::{self, Rows},
-};
-use lookback_device::{DType, Error};
+use crate::{Result, check};
+use lookback_device::{DType, Error, strided::Strided};
 
 /// Greatest number of axes of a grid.
 pub const MAX_AXES: usize = 4;
@@ -51,6 +48,13 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// A tensor of it in memory, of rows of `width`.
+    pub(super) fn tensor(&self, stride: Option<Stride>, width: usize, dtype: DType) -> Strided {
+        let Shape { batch, tokens, heads, .. } = *self;
+        let Stride { batch: b, token: t, head: h } = stride.unwrap_or(Stride::dense(tokens, heads, width));
+        Strided::new([batch, tokens, heads], [b, t, h], width, dtype.size())
+    }
+
     /// Rows of equal length, `[batch, tokens, heads, head_dim]` without gaps.
     pub fn dense(batch: usize, tokens: usize, heads: usize, head_dim: usize) -> Self {
         Self { batch, tokens, heads, head_dim, packed: None, x_stride: None, out_stride: None }
@@ -158,100 +162,5 @@ impl Options {
             }
         }
         Ok(())
-    }
-}
-
-/// A `[batch, tokens, heads, width]` tensor in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Tensor {
-    extents: [usize; 3],
-    pub stride: Stride,
-    width: usize,
-    size: usize,
-}
-
-impl Tensor {
-    pub fn new(shape: &Shape, stride: Option<Stride>, width: usize, dtype: DType) -> Self {
-        let Shape { batch, tokens, heads, .. } = *shape;
-        let stride = stride.unwrap_or(Stride::dense(tokens, heads, width));
-        Self { extents: [batch, tokens, heads], stride, width, size: dtype.size() }
-    }
-
-    /// The rows along each dimension; what alignment is judged by.
-    pub fn rows(&self) -> [Rows; 3] {
-        let Stride { batch, token, head } = self.stride;
-        let [b, t, h] = self.extents;
-        [(b, batch), (t, token), (h, head)].map(|(extent, stride)| Rows::new(extent, self.width, stride, self.size))
-    }
-
-    /// All of it as rows along the dimension of the largest step, gaps included; `check` sees the rows along each dimension, from
-    /// the smallest step on, with what lies between counted to a row.
-    fn nest(&self, mut check: impl FnMut(&Rows) -> Result<()>) -> Result<Rows> {
-        let mut rows = self.rows();
-        rows.sort_by_key(|r| r.stride);
-        let mut width = self.width;
-        let mut outermost = Rows::new(1, width, 0, self.size);
-        for row in rows.iter().filter(|r| r.rows != 1) {
-            let nested = Rows { width, ..*row };
-            check(&nested)?;
-            width = usize::try_from(nested.span()).unwrap_or(usize::MAX);
-            outermost = nested;
-        }
-        Ok(outermost)
-    }
-
-    /// Heads, tokens and rows may coincide.
-    pub fn readable(&self, arg: &'static str) -> Result<()> {
-        if self.is_empty() { Ok(()) } else { self.nest(|rows| check::readable(OP, arg, rows)).map(drop) }
-    }
-
-    /// They must not overlap.
-    pub fn writable(&self, arg: &'static str) -> Result<()> {
-        if self.is_empty() { Ok(()) } else { self.nest(|rows| check::writable(OP, arg, rows)).map(drop) }
-    }
-
-    /// All of it, for lengths and overlap. Only for a checked tensor.
-    pub fn whole(&self) -> Rows {
-        let nothing = Rows::new(0, 0, 0, self.size);
-        if self.is_empty() { nothing } else { self.nest(|_| Ok(())).unwrap_or(nothing) }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.extents.contains(&0) || self.width == 0
-    }
-
-    /// Elements that belong to it.
-    pub fn elements(&self) -> u64 {
-        self.extents.iter().map(|e| *e as u64).product::<u64>() * self.width as u64
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn tensor(stride: Stride) -> Tensor {
-        Tensor::new(&Shape::dense(2, 3, 4, 8), Some(stride), 8, DType::F32)
-    }
-
-    #[test]
-    fn heads_may_come_before_tokens() {
-        let turned = tensor(Stride { batch: 96, token: 8, head: 24 });
-        assert!(turned.writable("out").is_ok());
-        assert_eq!(turned.whole().span(), 192);
-    }
-
-    #[test]
-    fn overlaps_are_found_whichever_step_makes_them() {
-        for stride in [
-            Stride { batch: 96, token: 32, head: 7 },
-            Stride { batch: 96, token: 31, head: 8 },
-            Stride { batch: 95, token: 32, head: 8 },
-            Stride { batch: 96, token: 8, head: 23 },
-        ] {
-            assert!(matches!(tensor(stride).writable("out"), Err(Error::Layout { .. })), "{stride:?}");
-            assert!(tensor(stride).readable("x").is_ok());
-        }
-        assert!(matches!(tensor(Stride { batch: 96, token: -1, head: 8 }).readable("x"), Err(Error::Layout { .. })));
     }
 }

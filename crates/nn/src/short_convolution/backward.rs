@@ -1,13 +1,15 @@
 //! The gradient of the convolution.
 
-use super::{BLOCK, Inputs, OP, Options, RawInputs, Shape, Window, present, shape::Tensor};
+use super::{BLOCK, Inputs, OP, Options, RawInputs, Shape, Window, present};
 use crate::{
-    check::{self, Placed, Rows},
-    memory,
+    check, memory,
     rows::{BLOCK as COLUMNS, Cover, Variants},
 };
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, sys::CUdeviceptr};
-use lookback_device::{DeviceInfo, Element, Error, Result, launch};
+use lookback_device::{
+    DeviceInfo, Element, Error, Result, launch,
+    strided::{self, Placed, Strided},
+};
 use lookback_kernels::{Kernel, find};
 
 /// At most so many lanes have a run: the block's runs add up what they leave behind.
@@ -18,7 +20,7 @@ const LANE_BITS: u32 = 5;
 pub struct BackwardPlan {
     shape: Shape,
     options: Options,
-    dx: Tensor,
+    dx: Strided,
     run_bits: u32,
     kernels: Variants,
     sum: &'static Kernel,
@@ -81,9 +83,9 @@ impl BackwardPlan {
             kernels: Variants::of_four(OP, "short_convolution_bwd", options.dtype, &[("taps", shape.taps_name()?)])?,
             sum: find("column_sum", &[]).ok_or_else(missing)?,
         };
-        plan.x().readable("x")?;
-        plan.dout().readable("dout")?;
-        plan.dx.writable("dx")?;
+        plan.x().readable(OP, "x")?;
+        plan.dout().readable(OP, "dout")?;
+        plan.dx.writable(OP, "dx")?;
         Ok(plan)
     }
 
@@ -113,11 +115,11 @@ impl BackwardPlan {
         6 * taps as u64 * batch as u64 * tokens as u64 * channels as u64
     }
 
-    fn x(&self) -> Tensor {
+    fn x(&self) -> Strided {
         self.shape.tensor(self.options.dtype, self.shape.x_stride_batch, self.shape.x_stride_token)
     }
 
-    fn dout(&self) -> Tensor {
+    fn dout(&self) -> Strided {
         self.shape.tensor(self.options.dtype, self.shape.out_stride_batch, self.shape.out_stride_token)
     }
 
@@ -127,9 +129,9 @@ impl BackwardPlan {
     }
 
     /// What the blocks leave behind: gradients of the weights and of the bias.
-    fn parts(&self, vec: u32) -> [Rows; 2] {
+    fn parts(&self, vec: u32) -> [Strided; 2] {
         let slices = self.cover(vec).grid[0] as usize * self.shape.batch;
-        let of = |width: usize| Rows::new(slices, width, width as i64, 4);
+        let of = |width: usize| Strided::dense([1, 1, slices], width, 4);
         [of(self.shape.channels * self.shape.taps), of(self.shape.channels)]
     }
 
@@ -165,11 +167,11 @@ impl BackwardPlan {
     ) -> Result<()> {
         let (shape, dtype) = (&self.shape, self.options.dtype);
         check::dtype(OP, "x", dtype, T::DTYPE)?;
-        check::length(OP, "x", self.x().whole().span(), x.len())?;
+        check::length(OP, "x", self.x().span(), x.len())?;
         check::length(OP, "weight", shape.weight(dtype).span(), weight.len())?;
         inputs.check(shape, dtype)?;
-        check::length(OP, "dout", self.dout().whole().span(), adjoints.dout.len())?;
-        check::length(OP, "dx", self.dx.whole().span(), gradients.dx.len())?;
+        check::length(OP, "dout", self.dout().span(), adjoints.dout.len())?;
+        check::length(OP, "dx", self.dx.span(), gradients.dx.len())?;
         let state = shape.state(dtype).span();
         for (arg, need, got) in [
             ("dstate_out", state, adjoints.dstate_out.map(|s| s.len())),
@@ -223,15 +225,15 @@ impl BackwardPlan {
         let RawGradients { dout, dstate_out, dx, dweight, dbias, dstate, .. } = gradients;
         inputs.check(&self.shape, &[("dstate_out", dstate_out), ("dstate", dstate)])?;
         let parts = if dweight == 0 && dbias == 0 { 0 } else { gradients.workspace };
-        let (x_rows, dout_rows, dx_rows) = (self.x().whole(), self.dout().whole(), self.dx.whole());
+        let (x_rows, dout_rows, dx_rows) = (self.x(), self.dout(), self.dx);
         let weight_rows = self.shape.weight(dtype);
         let [bias_rows, flags_rows, starts_rows, state_rows] = inputs.rows(&self.shape, dtype);
         let dstate_out_rows = present(dstate_out, self.shape.state(dtype));
         let dstate_rows = present(dstate, self.shape.state(dtype));
-        let dweight_rows = present(dweight, Rows::new(1, channels * taps, 0, 4));
-        let dbias_rows = present(dbias, Rows::new(1, channels, 0, 4));
+        let dweight_rows = present(dweight, Strided::dense([1; 3], channels * taps, 4));
+        let dbias_rows = present(dbias, Strided::dense([1; 3], channels, 4));
         let workspace = if dweight == 0 && dbias == 0 { 0 } else { self.workspace_bytes() as usize / 4 };
-        let workspace_rows = Rows::new(1, workspace, 0, 4);
+        let workspace_rows = Strided::dense([1; 3], workspace, 4);
         let read: [Placed<'_>; 8] = [
             ("x", x, &x_rows),
             ("weight", weight, &weight_rows),
@@ -249,27 +251,22 @@ impl BackwardPlan {
             ("dstate", dstate, &dstate_rows),
             ("workspace", parts, &workspace_rows),
         ];
-        check::addresses(OP, &read)?;
-        check::addresses(OP, &written)?;
-        for (at, output) in written.iter().enumerate() {
-            check::disjoint(OP, *output, &read)?;
-            check::disjoint(OP, *output, &written[..at])?;
+        for placed in read.iter().chain(&written) {
+            strided::address(OP, *placed, false)?;
         }
+        strided::all_disjoint(OP, &written, &read)?;
         if channels == 0 {
             return Ok(());
         }
-        let (kernel, vec) = self.kernels.pick(&[
-            (x, &self.x().row()),
-            (x, &self.x().rows()),
-            (dout, &self.dout().row()),
-            (dout, &self.dout().rows()),
-            (dx, &self.dx.row()),
-            (dx, &self.dx.rows()),
-            (inputs.state, &state_rows),
-            (dstate_out, &dstate_out_rows),
-            (dstate, &dstate_rows),
-            (weight, &weight_rows),
-            (inputs.bias, &bias_rows),
+        let (kernel, vec) = self.kernels.pick_strided(&[
+            (x, x_rows),
+            (dout, dout_rows),
+            (dx, dx_rows),
+            (inputs.state, state_rows),
+            (dstate_out, dstate_out_rows),
+            (dstate, dstate_rows),
+            (weight, weight_rows),
+            (inputs.bias, bias_rows),
         ]);
         // Parts are written 16 bytes at a time, whatever the type.
         let (kernel, vec) = if parts.is_multiple_of(16) { (kernel, vec) } else { self.kernels.single() };
@@ -298,8 +295,8 @@ impl BackwardPlan {
                 x_stride_token: self.shape.x_stride_token,
                 dout_stride_batch: self.shape.out_stride_batch,
                 dout_stride_token: self.shape.out_stride_token,
-                dx_stride_batch: self.dx.strides().0,
-                dx_stride_token: self.dx.strides().1,
+                dx_stride_batch: self.dx.strides[0],
+                dx_stride_token: self.dx.strides[1],
                 activation: self.options.activation.code(),
                 centred: u32::from(window == Window::Centred),
                 run_bits: self.run_bits,
@@ -315,7 +312,7 @@ impl BackwardPlan {
             let args = lookback_kernels::args::ColumnSum {
                 p_parts: parts,
                 p_out: out,
-                slices: rows.rows as u32,
+                slices: rows.extents[2] as u32,
                 width: rows.width as u32,
             };
             // SAFETY: as above; the launch before on the same stream wrote every part.

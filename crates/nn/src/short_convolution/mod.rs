@@ -9,14 +9,15 @@ pub use backward::{Adjoints, BackwardPlan, Gradients, RawGradients};
 pub use shape::{Shape, Window};
 
 use crate::{
-    Activation,
-    check::{self, Placed, Rows},
-    memory,
+    Activation, check, memory,
     rows::{Cover, Variants},
 };
 use bytemuck::Zeroable;
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, sys::CUdeviceptr};
-use lookback_device::{DType, DeviceInfo, Element, Result, launch};
+use lookback_device::{
+    DType, DeviceInfo, Element, Result, launch,
+    strided::{self, Placed, Strided},
+};
 use std::sync::Arc;
 
 const OP: &str = "short_convolution";
@@ -107,8 +108,8 @@ impl Plan {
         shape.check()?;
         let kernels = Variants::find(OP, "short_convolution", options.dtype, &[("taps", shape.taps_name()?)])?;
         let plan = Self { shape: *shape, options: *options, policy: Policy::of(shape, device), kernels };
-        plan.x().readable("x")?;
-        plan.out().writable("out")?;
+        plan.x().readable(OP, "x")?;
+        plan.out().writable(OP, "out")?;
         Ok(plan)
     }
 
@@ -130,11 +131,11 @@ impl Plan {
         2 * taps as u64 * batch as u64 * tokens as u64 * channels as u64
     }
 
-    fn x(&self) -> shape::Tensor {
+    fn x(&self) -> Strided {
         self.shape.tensor(self.options.dtype, self.shape.x_stride_batch, self.shape.x_stride_token)
     }
 
-    fn out(&self) -> shape::Tensor {
+    fn out(&self) -> Strided {
         self.shape.tensor(self.options.dtype, self.shape.out_stride_batch, self.shape.out_stride_token)
     }
 
@@ -167,10 +168,10 @@ impl Plan {
     ) -> Result<()> {
         let (shape, dtype) = (&self.shape, self.options.dtype);
         check::dtype(OP, "x", dtype, T::DTYPE)?;
-        check::length(OP, "x", self.x().whole().span(), x.len())?;
+        check::length(OP, "x", self.x().span(), x.len())?;
         check::length(OP, "weight", shape.weight(dtype).span(), weight.len())?;
         inputs.check(shape, dtype)?;
-        check::length(OP, "out", self.out().whole().span(), out.len())?;
+        check::length(OP, "out", self.out().span(), out.len())?;
         if let Some(state) = &state_out {
             check::length(OP, "state_out", shape.state(dtype).span(), state.len())?;
         }
@@ -204,7 +205,7 @@ impl Plan {
         let Shape { batch, tokens, channels, window, .. } = self.shape;
         let dtype = self.options.dtype;
         inputs.check(&self.shape, &[("state_out", state_out)])?;
-        let (x_rows, out_rows, weight_rows) = (self.x().whole(), self.out().whole(), self.shape.weight(dtype));
+        let (x_rows, out_rows, weight_rows) = (self.x(), self.out(), self.shape.weight(dtype));
         let [bias_rows, flags_rows, starts_rows, state_rows] = inputs.rows(&self.shape, dtype);
         let state_out_rows = present(state_out, self.shape.state(dtype));
         let read: [Placed<'_>; 5] = [
@@ -217,25 +218,25 @@ impl Plan {
         let state_at: Placed<'_> = ("state", inputs.state, &state_rows);
         let out_at: Placed<'_> = ("out", out, &out_rows);
         let state_out_at: Placed<'_> = ("state_out", state_out, &state_out_rows);
-        check::addresses(OP, &read)?;
-        check::addresses(OP, &[state_at, out_at, state_out_at])?;
-        check::disjoint(OP, out_at, &read)?;
-        check::disjoint(OP, out_at, &[state_at, state_out_at])?;
-        check::disjoint(OP, state_out_at, &read)?;
-        check::disjoint_or_same(OP, state_out_at, state_at)?;
+        for placed in read.into_iter().chain([state_at, out_at, state_out_at]) {
+            strided::address(OP, placed, false)?;
+        }
+        strided::all_disjoint(OP, &[out_at, state_out_at], &read)?;
+        strided::disjoint(OP, out_at, &[state_at])?;
+        if state_out != inputs.state {
+            strided::disjoint(OP, state_out_at, &[state_at])?;
+        }
         if batch == 0 || channels == 0 || (tokens == 0 && state_out == 0) {
             return Ok(());
         }
         // Accesses go along channels, so those must fit 16 bytes, and so must every stride.
-        let (kernel, vec) = self.kernels.pick(&[
-            (x, &self.x().row()),
-            (x, &self.x().rows()),
-            (out, &self.out().row()),
-            (out, &self.out().rows()),
-            (inputs.state, &state_rows),
-            (state_out, &state_out_rows),
-            (weight, &weight_rows),
-            (inputs.bias, &bias_rows),
+        let (kernel, vec) = self.kernels.pick_strided(&[
+            (x, x_rows),
+            (out, out_rows),
+            (inputs.state, state_rows),
+            (state_out, state_out_rows),
+            (weight, weight_rows),
+            (inputs.bias, bias_rows),
         ]);
         let cover = Cover::whole(self.shape.runs(self.policy.run_bits), channels, vec, BLOCK);
         let args = lookback_kernels::args::ShortConvolution {
@@ -303,10 +304,10 @@ impl RawInputs {
     }
 
     /// Extents of bias, flags, starts and state; nothing where absent.
-    fn rows(&self, shape: &Shape, dtype: DType) -> [Rows; 4] {
+    fn rows(&self, shape: &Shape, dtype: DType) -> [Strided; 4] {
         [
-            present(self.bias, Rows::new(1, shape.channels, 0, dtype.size())),
-            present(self.flags, Rows::new(1, shape.batch * shape.tokens, 0, 1)),
+            present(self.bias, Strided::dense([1; 3], shape.channels, dtype.size())),
+            present(self.flags, Strided::dense([1, 1, shape.batch], shape.tokens, 1)),
             present(self.cu_seqlens, shape.starts()),
             present(self.state, shape.state(dtype)),
         ]
@@ -314,8 +315,8 @@ impl RawInputs {
 }
 
 /// The extent of a tensor that may be absent.
-fn present(address: CUdeviceptr, rows: Rows) -> Rows {
-    if address == 0 { Rows::new(0, 0, 0, 1) } else { rows }
+fn present(address: CUdeviceptr, tensor: Strided) -> Strided {
+    if address == 0 { Strided { size: tensor.size, ..Strided::NONE } } else { tensor }
 }
 
 /// The convolution of dense rows with no state and no flags, in new memory.
@@ -334,7 +335,7 @@ pub fn short_convolution<T: Element>(
     let Shape { batch, tokens, channels, taps, window, .. } = *shape;
     let dense = Shape { window, ..Shape::dense(batch, tokens, channels, taps) };
     let plan = Plan::new(&dense, &Options { dtype: T::DTYPE, activation }, &device)?;
-    let mut out = memory::allocate(stream, usize::try_from(plan.out().whole().span()).unwrap_or(usize::MAX), OP)?;
+    let mut out = memory::allocate(stream, usize::try_from(plan.out().span()).unwrap_or(usize::MAX), OP)?;
     plan.run(stream, x, weight, Inputs { bias, ..Inputs::default() }, &mut out, None)?;
     Ok(out)
 }

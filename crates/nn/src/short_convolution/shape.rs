@@ -1,11 +1,8 @@
 //! Sizes, strides and the window.
 
 use super::{BLOCK, OP};
-use crate::{
-    Result,
-    check::{self, Rows},
-};
-use lookback_device::{DType, Error};
+use crate::{Result, check};
+use lookback_device::{DType, Error, strided::Strided};
 
 /// Which tokens a window reaches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -105,89 +102,22 @@ impl Shape {
     }
 
     /// The tensor of these strides in memory.
-    pub(super) fn tensor(&self, dtype: DType, stride_batch: i64, stride_token: i64) -> Tensor {
-        let Shape { batch, tokens, channels, .. } = *self;
-        Tensor { batch, tokens, channels, stride_batch, stride_token, size: dtype.size() }
+    pub(super) fn tensor(&self, dtype: DType, stride_batch: i64, stride_token: i64) -> Strided {
+        Strided::new([self.batch, self.tokens, 1], [stride_batch, stride_token, 0], self.channels, dtype.size())
     }
 
-    /// The states, one row a token.
-    pub(super) fn state(&self, dtype: DType) -> Rows {
-        Rows::new(self.sequences() * (self.taps - 1), self.channels, self.channels as i64, dtype.size())
+    /// The states.
+    pub(super) fn state(&self, dtype: DType) -> Strided {
+        Strided::dense([1, self.sequences(), self.taps - 1], self.channels, dtype.size())
     }
 
     /// The weights.
-    pub(super) fn weight(&self, dtype: DType) -> Rows {
-        Rows::new(1, self.channels * self.taps, 0, dtype.size())
+    pub(super) fn weight(&self, dtype: DType) -> Strided {
+        Strided::dense([1; 3], self.channels * self.taps, dtype.size())
     }
 
     /// The starts of packed sequences; nothing without.
-    pub(super) fn starts(&self) -> Rows {
-        Rows::new(1, self.packed.map_or(0, |sequences| sequences + 1), 0, 4)
-    }
-}
-
-/// A `[batch, tokens, channels]` tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Tensor {
-    batch: usize,
-    tokens: usize,
-    channels: usize,
-    stride_batch: i64,
-    stride_token: i64,
-    size: usize,
-}
-
-impl Tensor {
-    /// One row, token by token.
-    pub fn row(&self) -> Rows {
-        Rows::new(self.tokens, self.channels, self.stride_token, self.size)
-    }
-
-    /// One token of each row.
-    pub fn rows(&self) -> Rows {
-        Rows::new(self.batch, self.channels, self.stride_batch, self.size)
-    }
-
-    /// All of it as rows of the smaller stride, gaps between them included, at the larger stride. Only for a checked tensor.
-    pub fn whole(&self) -> Rows {
-        let Tensor { batch, tokens, channels, stride_batch, stride_token, size } = *self;
-        let ((outer, outer_stride), (inner, inner_stride)) = if stride_batch >= stride_token {
-            ((batch, stride_batch), (tokens, stride_token))
-        } else {
-            ((tokens, stride_token), (batch, stride_batch))
-        };
-        let inner = Rows::new(inner, channels, inner_stride, size);
-        let width = usize::try_from(inner.span()).unwrap_or(usize::MAX);
-        Rows::new(outer, width, outer_stride, size)
-    }
-
-    /// From a row to the next, and from a token to the next.
-    pub fn strides(&self) -> (i64, i64) {
-        (self.stride_batch, self.stride_token)
-    }
-
-    /// Rows and tokens may coincide.
-    pub fn readable(&self, arg: &'static str) -> Result<()> {
-        self.check(arg, check::readable)
-    }
-
-    /// Rows and tokens must not overlap.
-    pub fn writable(&self, arg: &'static str) -> Result<()> {
-        self.check(arg, check::writable)
-    }
-
-    fn check(&self, arg: &'static str, rows: fn(&'static str, &'static str, &Rows) -> Result<()>) -> Result<()> {
-        if self.batch == 0 || self.tokens == 0 {
-            return Ok(());
-        }
-        // The inner rows first: the extent of the outer ones is computed from them.
-        rows(OP, arg, &self.row())?;
-        rows(OP, arg, &self.rows())?;
-        rows(OP, arg, &self.whole())
-    }
-
-    /// Bytes that belong to the tensor.
-    pub fn bytes(&self) -> u64 {
-        self.batch as u64 * self.row().bytes()
+    pub(super) fn starts(&self) -> Strided {
+        self.packed.map_or(Strided::NONE, |sequences| Strided::dense([1; 3], sequences + 1, 4))
     }
 }
