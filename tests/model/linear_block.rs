@@ -38,7 +38,12 @@ fn light_net_with_positions() -> Config {
     Config { positions: Some(Positions { style: Style::Cosine, base: 1e4, grid }), ..light_net() }
 }
 
-fn all() -> [Config; 4] {
+fn light_net_both_ways() -> Config {
+    Config { bidirectional: true, ..light_net() }
+}
+
+/// Those that tokens can be added to.
+fn causal() -> [Config; 4] {
     [gla(), retnet(), light_net(), light_net_with_positions()]
 }
 
@@ -99,7 +104,7 @@ fn reference(config: &Config, draft: &Draft) -> Model {
                 normalizer: f64::from(normalizer),
             },
             Source::Retention => gla::Source::Retention,
-            Source::Softmax => gla::Source::Additive { bidirectional: false },
+            Source::Softmax => gla::Source::Additive { bidirectional: config.bidirectional },
         };
         let positions = config.positions.map(|Positions { style, base, grid }| lightnet::Positions {
             cosine: style == Style::Cosine,
@@ -150,14 +155,15 @@ fn widened(logits: &[f32]) -> Vec<f64> {
 }
 
 fn every_token_equals_the_reference<T: Element>(gate: Gate) {
-    for config in all() {
+    for config in causal().into_iter().chain([light_net_both_ways()]) {
         let draft = draft::<T>(&config);
         let model = LinearModel::<T>::load(&stream(), &draft.checkpoint(), &config).unwrap();
         let reference = reference(&config, &draft);
         for count in [1, 41] {
             let got = widened(&model.logits(&tokens(count)).unwrap());
             let what = format!("{:?} {:?}, {count} tokens", config.source, config.positions);
-            assert_close(&what, &got, &wanted(&reference, &tokens(count)), config.vocabulary, gate);
+            let e = assert_close(&what, &got, &wanted(&reference, &tokens(count)), config.vocabulary, gate);
+            println!("{} {what}: {e:?}", T::DTYPE);
         }
     }
 }
@@ -174,7 +180,7 @@ fn every_token_equals_the_reference_bf16() {
 
 #[test]
 fn prompts_and_their_steps_equal_the_reference() {
-    for config in all() {
+    for config in causal() {
         let draft = draft::<f32>(&config);
         let model = LinearModel::<f32>::load(&stream(), &draft.checkpoint(), &config).unwrap();
         let reference = reference(&config, &draft);
@@ -194,6 +200,23 @@ fn prompts_and_their_steps_equal_the_reference() {
             rows.iter_mut().zip(next).for_each(|(row, token)| row.push(token));
             logits = model.step(&mut generation, &next).unwrap();
         }
+    }
+}
+
+#[test]
+fn what_reads_both_ways_takes_whole_rows_alone() {
+    let config = light_net_both_ways();
+    let draft = draft::<f32>(&config);
+    let model = LinearModel::<f32>::load(&stream(), &draft.checkpoint(), &config).unwrap();
+    let refused = |prompts: &[&[i32]]| match model.prefill(prompts).map(|_| ()) {
+        Err(Error::NoKernel { request, .. }) => request,
+        other => panic!("{other:?}"),
+    };
+    assert!(refused(&[&[1, 2]]).contains("a step"));
+    assert!(refused(&[&[1, 2], &[3]]).contains("different lengths"));
+    let load = |config| LinearModel::<f32>::load(&stream(), &draft.checkpoint(), &config).map(|_| ());
+    for config in [gla(), retnet(), light_net_with_positions()] {
+        assert!(matches!(load(Config { bidirectional: true, ..config }), Err(Error::NoKernel { .. })));
     }
 }
 

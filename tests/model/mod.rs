@@ -5,6 +5,7 @@ mod device;
 mod files;
 mod golden;
 mod hydra;
+mod jrt;
 mod linear_block;
 mod mamba2;
 mod packed;

@@ -4,6 +4,7 @@ use lookback_device::{DType, DeviceInfo, Element, Error, cudarc::driver::DeviceP
 use lookback_nn::decay_gate::{Options, Params, Plan, Shape};
 use lookback_reference::decay_gate::Gate;
 use lookback_suite::{
+    counters::Counters,
     device,
     measure::{assert_close, gate},
     random::{Random, round},
@@ -92,6 +93,22 @@ fn decay_gate__every_element_is_right_far_from_zero() {
     plan.run(&device::stream(), &x_in.view(), Params::default(), &mut g.view_mut(), None).unwrap();
     device::finish();
     assert!(g.read()[0].is_nan());
+}
+
+#[test]
+fn decay_gate__counters_are_at_the_floor() {
+    let (rows, width) = (64, 128);
+    let x = Input::<bf16>::dense(&Random::new(4).normals::<bf16>(rows * width));
+    let layout = Layout::dense(rows, width);
+    let (mut g, mut step) = (Output::<f32>::new(layout), Output::<f32>::new(layout));
+    let options = Options::log_sigmoid(DType::Bf16, 16.0);
+    let plan = Plan::new(&Shape::dense(rows, width), &options, &device::info()).unwrap();
+    let run = || {
+        let mut step = step.view_mut();
+        plan.run(&device::stream(), &x.view(), Params::default(), &mut g.view_mut(), Some(&mut step)).unwrap();
+    };
+    let Some(counters) = Counters::of(run) else { return };
+    counters.assert_streams("decay_gate", plan.bytes_moved());
 }
 
 #[test]

@@ -3,6 +3,7 @@ use half::{bf16, f16};
 use lookback_device::{DType, DeviceInfo, Element, Error, cudarc::driver::DevicePtr};
 use lookback_nn::head_scale::{Factors, Options, Plan, Shape};
 use lookback_suite::{
+    counters::Counters,
     device,
     measure::{assert_close, gate},
     random::Random,
@@ -74,6 +75,26 @@ fn head_scale__f16() {
 #[test]
 fn head_scale__bf16() {
     sizes::<bf16>();
+}
+
+#[test]
+fn head_scale__counters_are_at_the_floor() {
+    let (rows, heads, dim) = (64, 4, 64);
+    let mut random = Random::new(4);
+    let x = Input::<bf16>::dense(&random.normals::<bf16>(rows * heads * dim));
+    let scale = Input::<f32>::dense(&random.normals::<f32>(rows * heads));
+    let mut out = Output::<bf16>::new(Layout::dense(rows, heads * dim));
+    let options = Options { dtype: DType::Bf16, accumulate: true };
+    let plan = Plan::new(&Shape::dense(rows, heads, dim), &options, &device::info()).unwrap();
+    let run = || {
+        let scale = scale.view();
+        let factors = Factors { scale: Some(&scale), bias: None };
+        plan.run(&device::stream(), &x.view(), factors, &mut out.view_mut()).unwrap();
+    };
+    let Some(counters) = Counters::of(run) else { return };
+    counters.assert_streams("head_scale", plan.bytes_moved() + 4 * (rows * heads) as u64);
+    let stores = |name: &str| counters.number(&format!("global_stores/{name}"));
+    assert_eq!(stores("sectors"), stores("ideal_sectors"), "head_scale");
 }
 
 #[test]

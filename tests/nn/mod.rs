@@ -19,3 +19,4 @@ mod rotary;
 mod short_convolution;
 mod short_convolution_backward;
 mod support;
+mod taylor_map;

@@ -3,6 +3,7 @@ use half::{bf16, f16};
 use lookback_device::{DType, Element, Error, cudarc::driver::DevicePtr};
 use lookback_nn::residual_norm::{Inputs, Options, Plan, Shape};
 use lookback_suite::{
+    counters::Counters,
     device,
     measure::{assert_close, gate},
     random::Random,
@@ -100,6 +101,30 @@ fn residual_norm__f16() {
 #[test]
 fn residual_norm__bf16() {
     sizes::<bf16>();
+}
+
+#[test]
+fn residual_norm__counters_are_at_the_floor() {
+    // A warp to a row, then a block.
+    for (rows, width) in [(64, 512), (8, 4096)] {
+        let mut random = Random::new(4);
+        let x = Input::<bf16>::dense(&random.normals::<bf16>(rows * width));
+        let residual = Input::<f32>::dense(&random.normals::<f32>(rows * width));
+        let weight = Input::<f32>::dense(&random.normals::<f32>(width));
+        let layout = Layout::dense(rows, width);
+        let (mut sum, mut out) = (Output::<f32>::new(layout), Output::<bf16>::new(layout));
+        let options = Options { dtype: DType::Bf16, eps: 1e-5, center: true, post: false };
+        let plan = Plan::new(&Shape::dense(rows, width), &options, &device::info()).unwrap();
+        let run = || {
+            let (residual, x, weight) = (residual.view(), x.view(), weight.view());
+            let inputs = Inputs { residual: Some(&residual), x: Some(&x), weight: Some(&weight), bias: None };
+            plan.run(&device::stream(), inputs, Some(&mut sum.view_mut()), Some(&mut out.view_mut())).unwrap();
+        };
+        let Some(counters) = Counters::of(run) else { return };
+        counters.assert_streams("residual_norm", plan.bytes_moved() + 4 * width as u64);
+        let read = counters.number("global_loads/bytes");
+        assert_eq!(read, (rows * width * (2 + 4 + 4)) as u64, "x and residual are read once, the weight by every row");
+    }
 }
 
 #[test]

@@ -4,7 +4,8 @@
 //! the caller's stream, [`phonebook::Book`] turns text into prompts.
 //!
 //! The linear attention family reads the checkpoints of its authors, by their tensors' names, through
-//! [`checkpoint::Checkpoint`]: [`mamba2`], [`hydra`], and GLA, RetNet and LightNet as one [`linear_block`].
+//! [`checkpoint::Checkpoint`]: [`mamba2`], [`hydra`], [`jrt`], and GLA, RetNet and LightNet as one [`linear_block`]; [`tpe`] gives
+//! embeddings their positions.
 //!
 //! ```no_run
 //! use lookback_model::{gated_ssm::GatedSsm, phonebook::Book, weights::Weights};
@@ -27,6 +28,7 @@ pub mod flags;
 pub mod gated_ssm;
 mod gated_unit;
 pub mod hydra;
+pub mod jrt;
 pub mod linear_block;
 pub mod mamba2;
 mod pass;

@@ -50,6 +50,7 @@ pub mod rms_norm;
 pub mod rotary;
 mod rows;
 pub mod short_convolution;
+pub mod taylor_map;
 
 pub use activation::Activation;
 pub use lookback_device::{DType, DeviceInfo, Element, Error, Result};

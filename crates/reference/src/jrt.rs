@@ -8,6 +8,12 @@
 
 use crate::layers::{add, columns, convolution, product, project, rms_norm, silu};
 use crate::lightnet::Heads;
+use crate::time_reduce::Map;
+
+/// Taylor features of each row of `key` entries, 153 of them: the inner product of two rows' features is `1 + s + s²/2`.
+pub fn features(x: &[f64], key: usize) -> Vec<f64> {
+    x.chunks_exact(key).flat_map(|x| Map::Taylor.of(x)).collect()
+}
 
 /// What the encoder keeps of the prefix: `[M,H,K]` keys and `[M,H,V]` values.
 #[derive(Debug, Clone, Copy)]
@@ -161,6 +167,16 @@ impl Model {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn features_have_the_scores_as_inner_products() {
+        let (q, k) = ([0.5, -1.0, 2.0], [1.5, 0.25, -0.75]);
+        let s: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum::<f64>() / 3_f64.sqrt();
+        let (q, k) = (features(&q, 3), features(&k, 3));
+        assert_eq!(q.len(), 153);
+        let product: f64 = q.iter().zip(k).map(|(q, k)| q * k).sum();
+        assert!((product - (1.0 + s + s * s / 2.0)).abs() < 1e-14);
+    }
 
     #[test]
     fn equal_scores_average_prefix_and_past() {

@@ -3,21 +3,25 @@
 
 mod argmax;
 mod cross_entropy;
+mod decay_gate;
 mod embedding;
 mod flow_attention;
 mod gate;
 mod gated_rms_norm;
 mod gated_scan;
 mod gemm;
+mod head_scale;
 mod inputs;
 mod linear_attention;
 mod linear_attention_step;
 mod log_cumsum_exp;
 mod producer_scan;
+mod residual_norm;
 mod rms_norm;
 mod rotary;
 mod short_convolution;
 mod short_convolution_backward;
+mod taylor_map;
 mod time_reduce;
 
 pub use inputs::{AttributeSpec, Case, Inputs, Operation, TensorSpec, Values};
@@ -44,6 +48,7 @@ pub static ALL: &[&Operation] = &[
     &log_cumsum_exp::LIGHT_NET_GATES_BACKWARD,
     &gemm::GEMM,
     &rms_norm::RMS_NORM,
+    &residual_norm::RESIDUAL_NORM,
     &embedding::EMBEDDING,
     &gate::GATE,
     &gated_rms_norm::GATED_RMS_NORM,
@@ -52,6 +57,9 @@ pub static ALL: &[&Operation] = &[
     &short_convolution_backward::SHORT_CONVOLUTION_BACKWARD,
     &rotary::ROTARY,
     &rotary::ROTARY_BACKWARD,
+    &decay_gate::DECAY_GATE,
+    &head_scale::HEAD_SCALE,
+    &taylor_map::TAYLOR_MAP,
     &argmax::ARGMAX,
     &cross_entropy::CROSS_ENTROPY,
 ];

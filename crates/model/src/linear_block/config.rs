@@ -71,6 +71,8 @@ pub struct Config {
     pub eps: f32,
     /// Where the weights of the state come from.
     pub source: Source,
+    /// Whether every token sees all, and none can be added: of [`Source::Softmax`] without positions, whose sum has no order.
+    pub bidirectional: bool,
     /// Positions, where there are any.
     pub positions: Option<Positions>,
     /// Gate of the output.
@@ -93,6 +95,7 @@ impl Config {
             inner: (width * 8 / 3).next_multiple_of(256),
             eps: 1e-6,
             source: Source::LowRank { rank: 16, normalizer: 16.0 },
+            bidirectional: false,
             positions: None,
             gate: OutputGate::Full,
             norm: NormOver::Heads,
@@ -167,7 +170,8 @@ impl Config {
     }
 
     /// # Errors
-    /// [`Error::Shape`] ← a size of 0.
+    /// [`Error::Shape`] ← a size of 0; [`Error::Range`] ← a normalizer that is none; [`Error::NoKernel`] ← both directions where
+    /// weights have an order.
     pub(super) fn check(&self) -> Result<()> {
         for (arg, size) in [
             ("vocabulary", self.vocabulary),
@@ -181,6 +185,10 @@ impl Config {
             if size == 0 {
                 return Err(Error::Shape { op: OP, arg, want: "at least 1".into(), got: vec![0] });
             }
+        }
+        if self.bidirectional && (self.source != Source::Softmax || self.positions.is_some()) {
+            let request = "both directions of fixed or gated decays, or with positions".into();
+            return Err(Error::NoKernel { op: OP, request });
         }
         match self.source {
             Source::LowRank { rank: 0, .. } => {

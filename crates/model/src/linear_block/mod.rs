@@ -28,11 +28,12 @@ pub use work::{Carry, Work};
 use crate::checkpoint::Checkpoint;
 use crate::decoder::{Decoder, Extent, Frame, FrameNames, Layer, Tokens};
 use cudarc::driver::{CudaSlice, CudaStream};
-use lookback_device::{DeviceInfo, Element, Result};
-use lookback_linear as linear;
+use lookback_device::{DeviceInfo, Element, Error, Result};
+use lookback_linear::{self as linear, time_reduce};
 use lookback_nn::{Param, decay_gate, residual_norm, rotary};
 use lookback_scan::log_cumsum_exp;
 use std::sync::Arc;
+use work::Attention;
 
 /// A language model of [`LinearAttentionBlock`]s with activations of type `T`.
 pub type LinearModel<T> = Decoder<T, LinearAttentionBlock<T>>;
@@ -75,7 +76,7 @@ impl<T: Element> Layer<T> for LinearAttentionBlock<T> {
         tokens: Tokens<'_>,
         carry: &mut Carry,
     ) -> Result<()> {
-        let Work { config, normed, q, projected, low_rank, softmax, positions, gate, o, gated, .. } = work;
+        let Work { config, normed, q, projected, low_rank, softmax, positions, attention, gate, o, gated, .. } = work;
         let [v_at, gate_at, low_at] = [0, config.values(), config.values() + config.gate_width()];
         let [v_at, gate_at, low_at] = [v_at, gate_at, low_at].map(|at| config.key_columns() + at);
         let flags = tokens.flags.map(|flags| flags as _);
@@ -95,7 +96,7 @@ impl<T: Element> Layer<T> for LinearAttentionBlock<T> {
         }
         // z[t] = log(e^z[t-1] + e^k[t])    g = z[t-1] - z[t]    k = e^(k - z)
         if let Some(made) = softmax {
-            let initial = work.attention.goes_on().then_some(&carry.z as _);
+            let initial = tokens.positions.is_some().then_some(&carry.z as _);
             let inputs = log_cumsum_exp::Inputs { flags, initial, ..log_cumsum_exp::Inputs::of(&keys) };
             let (k, g_out, last) = (Some(&mut made.k as _), Some(&mut made.g as _), Some(&mut carry.next_z as _));
             made.plan.run(stream, &inputs, log_cumsum_exp::Outputs { z: None, k, g: g_out, last })?;
@@ -110,9 +111,23 @@ impl<T: Element> Layer<T> for LinearAttentionBlock<T> {
             turned.turn_k.run(stream, &keys, at, &mut turned.k)?;
             (queries, keys) = (turned.q.slice(..), turned.k.slice(..));
         }
-        // S[t] = diag(e^g[t]) S[t-1] + k[t] ⊗ v[t]    o[t] = S[t]ᵀ q[t] / √K
-        let inputs = linear::Inputs { g: g.map(|g| g as _), flags, ..linear::Inputs::of(&queries, &keys, &v) };
-        work.attention.run(stream, &inputs, o, &mut carry.states)?;
+        // S[t] = diag(e^g[t]) S[t-1] + k[t] ⊗ v[t], or S = sum over t of softmax(k)[t] ⊗ v[t]    o[t] = S[t]ᵀ q[t] / √K
+        match attention {
+            Attention::Causal(attention) => {
+                let inputs = linear::Inputs { g: g.map(|g| g as _), flags, ..linear::Inputs::of(&queries, &keys, &v) };
+                attention.run(stream, &inputs, o, &mut carry.states)?;
+            }
+            Attention::Pooled(..) if flags.is_some() => {
+                let request = "prompts of different lengths, read both ways: give each a pass".into();
+                return Err(Error::NoKernel { op: "linear_block", request });
+            }
+            Attention::Pooled(plan, workspace) => {
+                let inputs =
+                    time_reduce::Inputs { q: Some(&queries), k: &keys, v: &v, cu_seqlens: None, prefix_len: None };
+                let outputs = time_reduce::Outputs { o: Some(o), den: None, kv: None, ksum: None };
+                plan.run(stream, &inputs, outputs, workspace)?;
+            }
+        }
         // residual += out_proj(rms_norm(o) silu(gate))
         let mut z = projected.slice(gate_at..);
         if let (Some((plan, up)), Some(weight)) = (gate, &self.gate_up) {

@@ -5,7 +5,8 @@ use crate::decoder::Extent;
 use crate::gated_unit;
 use crate::recurrence::{Recurrence, Stage, States};
 use cudarc::driver::{CudaSlice, CudaStream};
-use lookback_device::{DType, DeviceInfo, Element, Result, driver};
+use lookback_device::{DType, DeviceInfo, Element, Error, Result, driver};
+use lookback_linear::time_reduce::{self, Map, Workspace};
 use lookback_linear::{self as linear, Decay, Stride, Strides};
 use lookback_nn::gated_rms_norm::{self, Gate};
 use lookback_nn::{Activation, decay_gate, gemm, residual_norm, rotary};
@@ -21,7 +22,7 @@ pub struct Work<T> {
     pub(super) low_rank: Option<LowRank>,
     pub(super) softmax: Option<Softmax<T>>,
     pub(super) positions: Option<Turned<T>>,
-    pub(super) attention: Recurrence,
+    pub(super) attention: Attention,
     /// Of a gate of low rank.
     pub(super) gate: Option<(gemm::Plan, CudaSlice<T>)>,
     pub(super) out_norm: gated_rms_norm::Plan,
@@ -32,6 +33,14 @@ pub struct Work<T> {
     pub(super) projected: CudaSlice<T>,
     pub(super) o: CudaSlice<T>,
     pub(super) gated: CudaSlice<T>,
+}
+
+/// What mixes tokens.
+pub(super) enum Attention {
+    /// Each with those before it.
+    Causal(Recurrence),
+    /// Each with all: the softmax over time, summed once and read by every token.
+    Pooled(Box<time_reduce::Plan>, Workspace),
 }
 
 /// Log-decays of low rank.
@@ -73,7 +82,7 @@ fn attention_shape(config: &Config, extent: Extent) -> linear::Shape {
         let token = config.projected() as i64;
         Some(Stride { batch: extent.len as i64 * token, token, head: head as i64 })
     };
-    let made = config.positions.is_some() || config.source == Source::Softmax;
+    let made = config.positions.is_some() || (config.source == Source::Softmax && !config.bidirectional);
     let k = if made { None } else { columns(key_dim) };
     linear::Shape {
         strides: Strides { k, v: columns(value_dim), ..Strides::default() },
@@ -110,8 +119,7 @@ impl<T: Element> Work<T> {
                     g: wide_memory(entries)?,
                 });
             }
-            Source::Retention => {}
-            Source::Softmax => {
+            Source::Softmax if !config.bidirectional => {
                 let x = lookback_scan::Stride { batch: extent.len as i64 * row, token: row };
                 let shape =
                     log_cumsum_exp::Shape { x, ..log_cumsum_exp::Shape::dense(extent.rows, extent.len, entries) };
@@ -121,12 +129,25 @@ impl<T: Element> Work<T> {
                     g: wide_memory(entries)?,
                 });
             }
+            _ => {}
         }
         let positions = config.positions.map(|positions| Turned::new(stream, device, config, positions, extent));
         let shape = attention_shape(config, extent);
         let decay = if source == Source::Retention { Decay::Head } else { Decay::Vector };
         let scale = (key_dim as f32).sqrt().recip();
-        let options = linear::Options { decay, scale, ..linear::Options::new::<T>(&shape) };
+        let attention = if config.bidirectional {
+            if extent.stage == Stage::Step {
+                let request = "a step of a model that reads both ways".into();
+                return Err(Error::NoKernel { op: "linear_block", request });
+            }
+            let options = time_reduce::Options { scale, ..time_reduce::Options::new(dtype, Map::Softmax) };
+            let plan = time_reduce::Plan::new(&shape, &options, device)?;
+            let workspace = Workspace::new(stream, plan.workspace_bytes())?;
+            Attention::Pooled(Box::new(plan), workspace)
+        } else {
+            let options = linear::Options { decay, scale, ..linear::Options::new::<T>(&shape) };
+            Attention::Causal(Recurrence::new(stream, device, &shape, &options, extent.stage)?)
+        };
         let gate = match config.gate {
             OutputGate::Full => None,
             OutputGate::LowRank(rank) => Some((columns(values, rank, &plain)?, memory(values)?)),
@@ -144,7 +165,7 @@ impl<T: Element> Work<T> {
             low_rank,
             softmax,
             positions: positions.transpose()?,
-            attention: Recurrence::new(stream, device, &shape, &options, extent.stage)?,
+            attention,
             gate,
             out_norm: gated_rms_norm::Plan::new(&out_norm, &gated, device)?,
             out: linear_plan(width, values, &to_f32)?.accumulating(),
