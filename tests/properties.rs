@@ -1,8 +1,12 @@
 //! Properties over random shapes: a plan answers any size, stride or option with itself or a typed error, and a scan of any
 //! small shape agrees with the oracle. A failure is shrunk to the smallest one.
 
-use crate::scan::case::{Case, SOURCES};
+use crate::{
+    linear::case::Case as LinearCase,
+    scan::case::{Case, SOURCES},
+};
 use lookback_device::{Class, DType, DeviceInfo, Error};
+use lookback_linear as linear;
 use lookback_nn::{
     Activation, argmax, cross_entropy, embedding, gate, gemm, rms_norm,
     short_convolution::{self, Window},
@@ -44,6 +48,12 @@ fn dtype() -> impl Strategy<Value = DType> {
     select(DType::ALL.to_vec())
 }
 
+const PATHS: [linear::Path; 4] =
+    [linear::Path::Auto, linear::Path::Recurrent, linear::Path::Chain, linear::Path::Parallel];
+const DECAYS: [linear::Decay; 4] =
+    [linear::Decay::None, linear::Decay::Head, linear::Decay::Scalar, linear::Decay::Vector];
+const READS: [linear::Read; 3] = [linear::Read::Inclusive, linear::Read::ExclusiveBonus, linear::Read::Shifted];
+
 /// The plan's figures, or an error that blames the caller.
 fn plan_or_blame<P>(plan: Result<P, Error>, figures: impl Fn(&P) -> [u64; 3]) -> Result<(), String> {
     match plan {
@@ -78,6 +88,41 @@ proptest! {
             prop_assert!(blamed.is_ok(), "{blamed:?}");
             let backward = scan::BackwardPlan::new(&shape, &options, &device());
             let blamed = plan_or_blame(backward, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]);
+            prop_assert!(blamed.is_ok(), "{blamed:?}");
+        }
+    }
+
+    #[test]
+    fn linear_attention_plans_answer_any_shape(
+        (batch, seq_len, heads, key_dim, value_dim) in (extent(), extent(), extent(), extent(), extent()),
+        (query_heads, key_heads, split) in (extent(), extent(), extent()),
+        packed in prop_oneof![2 => Just(None), 1 => extent().prop_map(Some)],
+        steps in proptest::array::uniform6(stride()),
+        (dtype, path, normalize) in (dtype(), select(PATHS.to_vec()), prop_oneof![Just(None), any::<f32>().prop_map(Some)]),
+        (decay, read, mode) in (select(DECAYS.to_vec()), select(READS.to_vec()), 0..6_usize),
+    ) {
+        let mode = [
+            linear::Mode::Causal,
+            linear::Mode::Reverse,
+            linear::Mode::Bidirectional,
+            linear::Mode::PrefixState,
+            linear::Mode::PrefixRead,
+            linear::Mode::Split(split),
+        ][mode];
+        let [a, b, c, d, e, f] = steps;
+        let (one, two) = (linear::Stride { batch: a, token: b, head: c }, linear::Stride { batch: d, token: e, head: f });
+        let dense = linear::Shape { packed, ..linear::Shape::dense(batch, seq_len, heads, key_dim, value_dim) };
+        let strides = linear::Strides { q: Some(one), k: Some(two), v: Some(one), g: Some(two), o: Some(one) };
+        let aligned = linear::Shape {
+            key_dim: key_dim.min(32).next_multiple_of(8), value_dim: value_dim.min(1 << 20).next_multiple_of(8), ..dense
+        };
+        for shape in [dense, aligned, linear::Shape { query_heads, key_heads, ..dense }, linear::Shape { strides, ..dense }] {
+            let options = linear::Options { dtype, decay, read, mode, normalize, path, scale: 1.0 };
+            let plan = linear::Plan::new(&shape, &options, &device());
+            let blamed = plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]);
+            prop_assert!(blamed.is_ok(), "{blamed:?}");
+            let plan = linear::BackwardPlan::new(&shape, &options, &device());
+            let blamed = plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]);
             prop_assert!(blamed.is_ok(), "{blamed:?}");
         }
     }
@@ -162,5 +207,43 @@ proptest! {
         });
         let case = Case::new(source, dtype, batch, seq_len, channels);
         Case { split: split.min(channels), shift, flags_every, starts, states, deterministic, seed, ..case }.check();
+    }
+
+    #[test]
+    fn linear_attention_of_any_small_shape_agrees_with_the_oracle(
+        (batch, seq_len, heads) in (1..4_usize, 0..60_usize, 1..3_usize),
+        (key_dim, value_dim, wide) in (1..70_usize, 1..140_usize, any::<bool>()),
+        (split, flags_every, shift) in (0..3_usize, 0..20_usize, 0..3_usize),
+        starts in prop_oneof![2 => Just(None), 1 => proptest::collection::vec(0..60_usize, 0..5).prop_map(Some)],
+        (dtype, decay, read, mode) in (dtype(), select(DECAYS.to_vec()), select(READS.to_vec()), 0..4_usize),
+        (states, bonus, own_reverse, normalized, seed) in any::<(bool, bool, bool, bool, u64)>(),
+    ) {
+        let mode = [
+            linear::Mode::Causal,
+            linear::Mode::Reverse,
+            linear::Mode::Bidirectional,
+            linear::Mode::Split(split.min(heads)),
+        ][mode];
+        let batch = if starts.is_some() { 1 } else { batch };
+        let starts = starts.map(|inner| {
+            let mut starts: Vec<i32> = inner.iter().map(|s| (*s).min(seq_len) as i32).chain([0, seq_len as i32]).collect();
+            starts.sort_unstable();
+            starts
+        });
+        let both = mode == linear::Mode::Bidirectional;
+        let (key_dim, value_dim) = match wide {
+            true => (key_dim.next_multiple_of(8), value_dim.next_multiple_of(8)),
+            false => (key_dim, value_dim),
+        };
+        let case = LinearCase {
+            heads, query_heads: heads, key_heads: 1, decay, read, mode, flags_every, starts, states, bonus, seed,
+            shift: if dtype == DType::F32 { shift } else { 0 },
+            own_reverse: own_reverse && both,
+            normalize: (normalized && !both).then_some(0.5),
+            ..LinearCase::new(dtype, batch, seq_len, key_dim, value_dim)
+        };
+        // Chunks on tensor cores where the sizes allow it.
+        let auto = LinearCase { path: linear::Path::Auto, ..case };
+        LinearCase { path: auto.plan().path(), ..auto }.check();
     }
 }

@@ -175,7 +175,7 @@ impl Plan {
     /// States of prefixes with [`Mode::PrefixRead`], states of segments with [`Path::Parallel`]; else none. Only that of
     /// [`Path::Parallel`] grows with the number of tokens.
     pub fn workspace_bytes(&self) -> u64 {
-        self.prefix_bytes() + self.segment_bytes()
+        self.prefix_bytes().saturating_add(self.segment_bytes())
     }
 
     /// States and sums of the prefixes, to a multiple of 256.
@@ -194,7 +194,8 @@ impl Plan {
     pub fn bytes_moved(&self) -> u64 {
         let Layout { q, k, v, g, o, states, .. } = self.layout;
         let directions = if self.options.mode == Mode::Bidirectional { 2 } else { 1 };
-        [q, k, v, g, o].iter().map(Strided::bytes).sum::<u64>() + 2 * directions * states.bytes()
+        let states = states.bytes().saturating_mul(2 * directions);
+        [q, k, v, g, o].iter().map(Strided::bytes).fold(states, u64::saturating_add)
     }
 
     /// Floating-point operations of the recurrence: a product and a sum for every entry of the state to add to it, and to read it.
