@@ -11,6 +11,7 @@ mod chain_counters;
 mod chain_mutants;
 mod chain_poison;
 mod chain_vector;
+mod chain_vector_counters;
 mod edges;
 mod flow;
 mod flow_case;
