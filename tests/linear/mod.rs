@@ -12,6 +12,7 @@ mod chain_mutants;
 mod chain_poison;
 mod chain_vector;
 mod chain_vector_counters;
+mod chain_vector_mutants;
 mod edges;
 mod flow;
 mod flow_case;
