@@ -76,8 +76,8 @@ fn chain_vector_every_seeded_mistake_of_values_is_caught() {
             ("selp.f32 %y6, 0f00000000, %y6, %is_hit;", "", 0, Seen::WrongResult),
             // Ends.
             (
-                "setp.gt.and.s32 %is_row, %rows, 3, %is_value;",
-                "setp.ge.and.s32 %is_row, %rows, 3, %is_value;",
+                "setp.gt.and.s32 %is_row, %rows, 6, %is_value;",
+                "setp.ge.and.s32 %is_row, %rows, 6, %is_value;",
                 0,
                 Seen::Something,
             ),
