@@ -57,8 +57,10 @@ pub struct Contract {
     pub version: (u8, u8),
     /// Arguments with their offsets.
     pub args: Vec<Arg>,
-    /// Bytes of the parameter structure, a multiple of 8.
+    /// Bytes of a parameter structure, a multiple of 8.
     pub args_bytes: usize,
+    /// How many of them the parameter is, one after the other.
+    pub structures: usize,
     /// Threads of a block.
     pub block: [u32; 3],
     /// Blocks that must fit on one multiprocessor.
@@ -148,6 +150,11 @@ pub fn parse(file: &str, fields: Vec<Field>) -> Result<Contract, Error> {
         Some("no") => false,
         other => return Err(bad(file, launch, "coop yes|no", other)),
     };
+    let structures = match word_after(launch, "structures") {
+        Some(word) if word == "0" => return Err(bad(file, launch, "structures <number from 1>", Some("0"))),
+        Some(_) => number(file, launch, "structures")? as usize,
+        None => 1,
+    };
     let budget = of("budget")?;
     if word_after(budget, "spills").as_deref() != Some("0") {
         return Err(bad(file, budget, "spills 0", word_after(budget, "spills").as_deref()));
@@ -164,6 +171,7 @@ pub fn parse(file: &str, fields: Vec<Field>) -> Result<Contract, Error> {
         version,
         args,
         args_bytes,
+        structures,
         block,
         cooperative,
         fields,

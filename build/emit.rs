@@ -67,7 +67,7 @@ fn entry(text: &mut String, kernel: &Rendered) {
             arg.name, arg.ty, arg.direction, arg.detail, arg.offset
         );
     }
-    let _ = writeln!(text, "], args_bytes: {args_bytes}, block: {block:?},");
+    let _ = writeln!(text, "], args_bytes: {}, block: {block:?},", args_bytes * c.structures);
     let _ = writeln!(
         text,
         "        min_ctas: {}, dynamic_smem: {}, cooperative: {},",

@@ -107,7 +107,8 @@ fn full_context(mut context: BTreeMap<String, Value>, contract: &Contract) -> BT
         ("entry", Value::from(contract.entry.clone())),
         ("target", Value::from(contract.target.clone())),
         ("ptx_version", Value::from(format!("{major}.{minor}"))),
-        ("args_bytes", Value::from(contract.args_bytes)),
+        ("args_bytes", Value::from(contract.args_bytes * contract.structures)),
+        ("structure_bytes", Value::from(contract.args_bytes)),
         ("arg", Value::from(offsets)),
         ("block_x", Value::from(contract.block[0])),
         ("min_ctas", Value::from(contract.min_ctas)),
@@ -142,7 +143,8 @@ fn check(source: &Source, contract: &Contract, ptx: &str) -> Result<(), Error> {
         let line = contract.line_of(line_key);
         Err(fail(source, line, format!("{}: the text has no `{needle}`: {what}", contract.entry)))
     };
-    let parameters = format!(".entry {}(.param .align 8 .b8 args[{}])", contract.entry, contract.args_bytes);
+    let parameters =
+        format!(".entry {}(.param .align 8 .b8 args[{}])", contract.entry, contract.args_bytes * contract.structures);
     want("entry", parameters, "the entry takes one parameter structure, as the `arg` lines lay it out")?;
     let [x, y, z] = contract.block;
     want("launch", format!(".maxntid {x}, {y}, {z}"), "the block of `launch`")?;

@@ -1,9 +1,9 @@
-//! What the walk token by token may cost, counted by the emulator.
+//! What walks may cost, counted by the emulator.
 
 use super::case::{Case, Data, run};
 use half::bf16;
 use lookback_device::{DType, Element};
-use lookback_linear::{Decay, Read};
+use lookback_linear::{Decay, Mode, Path, Read};
 use lookback_suite::counters::Counters;
 
 fn streams<T: Element>(case: &Case) {
@@ -21,5 +21,19 @@ fn linear_attention_moves_every_byte_once() {
         let case = Case { decay: Decay::Vector, ..Case::new(DType::F32, 1, 256, key_dim, value_dim) };
         streams::<f32>(&case);
         streams::<bf16>(&Case { dtype: DType::Bf16, read: Read::Shifted, ..case });
+    }
+}
+
+/// Blocks walk one way, then the other.
+#[test]
+fn linear_attention_both_directions_are_one_launch() {
+    for decay in [Decay::None, Decay::Scalar, Decay::Vector] {
+        let mode = Mode::Bidirectional;
+        let case = Case { mode, decay, own_reverse: true, ..Case::new(DType::Bf16, 2, 70, 32, 72) };
+        assert_eq!(case.plan().path(), Path::Chain);
+        let data = Data::new::<bf16>(&case);
+        let Some(counted) = Counters::of(|| drop(run::<bf16>(&case, &data))) else { return };
+        assert_eq!(counted.number("launches"), 1, "{case:?}");
+        case.check();
     }
 }

@@ -468,12 +468,13 @@ impl Launches {
             match side {
                 None => {
                     let kernel = find("linear_attention_chain", &variant).expect("every variant is built");
-                    launch(&stream, kernel, grid, args)
+                    launch(&stream, kernel, grid, &[*args, Zeroable::zeroed()])
                 }
                 Some(side) => {
                     let variant: Vec<_> = variant.into_iter().chain([("side", side)]).collect();
                     let kernel = find("linear_attention_chain_vector", &variant).expect("every variant is built");
-                    launch(&stream, kernel, grid, &bytemuck::cast::<_, LinearAttentionChainVector>(*args))
+                    let args = bytemuck::cast::<_, LinearAttentionChainVector>(*args);
+                    launch(&stream, kernel, grid, &[args, Zeroable::zeroed()])
                 }
             }
         };

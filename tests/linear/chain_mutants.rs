@@ -116,7 +116,9 @@ fn run(machine: &Machine, case: &Case, options: &Options) -> Option<Seen> {
         dynamic_shared: machine.kernel.dynamic_smem,
         cooperative: false,
     };
-    if let Err(fault) = launch(&machine.program, &machine.memory, &config, bytes_of(&args), options) {
+    if let Err(fault) =
+        launch(&machine.program, &machine.memory, &config, bytes_of(&[args, Zeroable::zeroed()]), options)
+    {
         let race = matches!(fault.kind, FaultKind::Race | FaultKind::Uninitialized);
         return Some(if race { Seen::Race } else { Seen::Something });
     }

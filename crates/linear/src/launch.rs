@@ -289,11 +289,33 @@ pub(crate) unsafe fn launch(stream: &CudaStream, walk: &Walk, path: Path, worksp
             walk.check_addresses(path)?;
             let kernels = walk.chain_kernels(false)?;
             // SAFETY: the caller's promise.
-            kernels.iter().try_for_each(|kernel| unsafe { chain(stream, walk, kernel, Path::Chain, 0) })
+            kernels.iter().try_for_each(|kernel| unsafe { chain(stream, walk, None, kernel, Path::Chain, 0) })
         }
         // SAFETY: the caller's promise.
         Path::Parallel => unsafe { parallel(stream, walk, workspace) },
     }
+}
+
+/// Launches a walk and then one that adds to what it wrote: both in one launch, where the same chunked kernel takes them in one pass.
+///
+/// # Errors
+/// Those of [`launch`].
+///
+/// # Safety
+/// As for [`launch`], of both.
+pub(crate) unsafe fn launch_both(stream: &CudaStream, walks: [(&Walk, Path); 2], workspace: CUdeviceptr) -> Result<()> {
+    let [(first, first_path), (second, second_path)] = walks;
+    let is_empty = [first, second].iter().any(|w| [w.sequences, w.heads, w.key_dim, w.value_dim].contains(&0));
+    if !is_empty && first_path == Path::Chain && second_path == Path::Chain {
+        walks.iter().try_for_each(|(walk, path)| walk.check_addresses(*path))?;
+        let (one, other) = (first.chain_kernels(false)?, second.chain_kernels(false)?);
+        if let ([kernel], true) = (&one[..], one == other) {
+            // SAFETY: the caller's promise.
+            return unsafe { chain(stream, first, Some(second), kernel, Path::Chain, 0) };
+        }
+    }
+    // SAFETY: the caller's promise; the launches follow each other on the stream, so both may use the workspace.
+    walks.iter().try_for_each(|(walk, path)| unsafe { launch(stream, walk, *path, workspace) })
 }
 
 unsafe fn recurrent(stream: &CudaStream, walk: &Walk) -> Result<()> {
@@ -315,10 +337,12 @@ fn grid(walk: &Walk, path: Path) -> [u32; 3] {
     [x, y, 1]
 }
 
-/// One launch of a chunked kernel. With [`Path::Parallel`] the states of `walk` on one side are those of segments.
+/// One launch of a chunked kernel, which takes `second` after `walk` if there is one. With [`Path::Parallel`] the states of `walk` on one
+/// side are those of segments.
 unsafe fn chain(
     stream: &CudaStream,
     walk: &Walk,
+    second: Option<&Walk>,
     kernel: &'static Kernel,
     path: Path,
     p_carry: CUdeviceptr,
@@ -331,21 +355,27 @@ unsafe fn chain(
     let grid = grid(walk, path);
     let sequences = walk.sequences as u32;
     if matches!(walk.gate.side, Side::None | Side::Scalar) {
-        let args = walk_arguments!(LinearAttentionChain, walk, {
+        let arguments = |walk: &Walk| {
+            walk_arguments!(LinearAttentionChain, walk, {
+                p_carry: p_carry,
+                sequences: sequences,
+                segment_tokens: segment_tokens,
+                segments: segments,
+            })
+        };
+        let args = [arguments(walk), second.map_or(bytemuck::Zeroable::zeroed(), arguments)];
+        // SAFETY: the caller's promise covers the addresses; the rest is as the contract wants it.
+        return unsafe { lookback_device::launch(stream, kernel, grid, &args) };
+    }
+    let arguments = |walk: &Walk| {
+        walk_arguments!(LinearAttentionChainVector, walk, {
             p_carry: p_carry,
             sequences: sequences,
             segment_tokens: segment_tokens,
             segments: segments,
-        });
-        // SAFETY: the caller's promise covers the addresses; the rest is as the contract wants it.
-        return unsafe { lookback_device::launch(stream, kernel, grid, &args) };
-    }
-    let args = walk_arguments!(LinearAttentionChainVector, walk, {
-        p_carry: p_carry,
-        sequences: sequences,
-        segment_tokens: segment_tokens,
-        segments: segments,
-    });
+        })
+    };
+    let args = [arguments(walk), second.map_or(bytemuck::Zeroable::zeroed(), arguments)];
     // SAFETY: as above.
     unsafe { lookback_device::launch(stream, kernel, grid, &args) }
 }
@@ -359,7 +389,7 @@ unsafe fn parallel(stream: &CudaStream, walk: &Walk, workspace: CUdeviceptr) -> 
     let none = States::default();
     let of_segments = Walk { h0: none, z0: 0, h_final: slots.states, z_final: slots.sums, ..*walk };
     // SAFETY: the caller's promise covers the walk's addresses and the workspace, which has room for all slots.
-    unsafe { chain(stream, &of_segments, states, Path::Parallel, slots.carry) }?;
+    unsafe { chain(stream, &of_segments, None, states, Path::Parallel, slots.carry) }?;
 
     let [h0_stride_seq, h0_stride_head, h0_stride_key, h0_stride_value] = walk.h0.stride;
     let [hf_stride_seq, hf_stride_head, hf_stride_key, hf_stride_value] = walk.h_final.stride;
@@ -395,5 +425,5 @@ unsafe fn parallel(stream: &CudaStream, walk: &Walk, workspace: CUdeviceptr) -> 
 
     let from_slots = Walk { h0: slots.states, z0: slots.sums, h_final: none, z_final: 0, ..*walk };
     // SAFETY: as above.
-    unsafe { chain(stream, &from_slots, whole, Path::Parallel, 0) }
+    unsafe { chain(stream, &from_slots, None, whole, Path::Parallel, 0) }
 }

@@ -1,16 +1,19 @@
 //! Launching the forward pass.
 
 use crate::{
-    Decay, Inputs, Mode, Outputs, Path, Plan, RawInputs, RawOutputs, RawWorkspace, Read, Result, slices,
+    Decay, Inputs, Mode, Outputs, Path, Plan, RawInputs, RawOutputs, RawWorkspace, Read, Result,
+    launch::{launch, launch_both},
+    slices,
     strided::{self, Placed},
-    walk::{self, Walk},
+    walk::Walk,
 };
 use cudarc::driver::{CudaStream, DevicePtrMut};
 use lookback_device::Element;
 
 impl Plan {
-    /// The output at every token, and the states after the last, in one launch: two with [`Mode::Bidirectional`] and
-    /// [`Mode::PrefixRead`], three a direction with [`Path::Parallel`](crate::Path::Parallel).
+    /// The output at every token, and the states after the last, in one launch: two with [`Mode::PrefixRead`], three a direction with
+    /// [`Path::Parallel`](crate::Path::Parallel). Both directions of [`Mode::Bidirectional`] are one launch with
+    /// [`Path::Chain`](crate::Path::Chain), each block walking one way and then the other; token by token they are two.
     ///
     /// # Shapes
     /// As the members of [`Inputs`] and [`Outputs`] say, with the plan's type and strides. With `T = 0` states are copied.
@@ -215,12 +218,16 @@ impl Plan {
         walks.iter().flatten().try_for_each(|(walk, path)| walk.check_addresses(*path))?;
         // The launches follow each other on the stream, so all may use the same workspace.
         let segments = address + self.prefix_bytes();
-        for (walk, path) in walks.iter().flatten() {
-            // SAFETY: the caller's promise covers the addresses, sizes and strides were checked, and the workspace has room for the
-            // states and sums of prefixes before what belongs to segments.
-            unsafe { walk::launch(stream, walk, *path, segments) }?;
+        // SAFETY: the caller's promise covers the addresses, sizes and strides were checked, and the workspace has room for the
+        // states and sums of prefixes before what belongs to segments.
+        match &walks {
+            [Some((first, one)), Some((second, other))] if self.options.mode == Mode::Bidirectional => unsafe {
+                launch_both(stream, [(first, *one), (second, *other)], segments)
+            },
+            walks => {
+                walks.iter().flatten().try_for_each(|(walk, path)| unsafe { launch(stream, walk, *path, segments) })
+            }
         }
-        Ok(())
     }
 
     /// The plan's path, unless the choice was the plan's and the addresses do not fit it.
