@@ -23,6 +23,7 @@ mod short_convolution;
 mod short_convolution_backward;
 mod taylor_map;
 mod time_reduce;
+mod time_reduce_backward;
 
 pub use inputs::{AttributeSpec, Case, Inputs, Operation, TensorSpec, Values};
 
@@ -40,6 +41,7 @@ pub static ALL: &[&Operation] = &[
     &linear_attention::backward::LINEAR_ATTENTION_BACKWARD,
     &linear_attention_step::LINEAR_ATTENTION_STEP,
     &time_reduce::TIME_REDUCE,
+    &time_reduce_backward::TIME_REDUCE_BACKWARD,
     &flow_attention::FLOW_ATTENTION,
     &flow_attention::FLOW_ATTENTION_BACKWARD,
     &log_cumsum_exp::FORWARD,

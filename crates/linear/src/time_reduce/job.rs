@@ -21,7 +21,7 @@ pub(super) struct Operand<'a> {
 
 impl Operand<'_> {
     /// Whether rows may be accessed this many elements at a time, from their starts.
-    fn wide(&self, elements: usize) -> bool {
+    pub fn wide(&self, elements: usize) -> bool {
         self.tensor.steps_by(elements) && self.address.is_multiple_of(elements as u64 * self.tensor.size)
     }
 }
@@ -41,6 +41,8 @@ pub(super) struct Roles<'a> {
     pub den: CUdeviceptr,
     pub kv: CUdeviceptr,
     pub ksum: CUdeviceptr,
+    pub kv_in: CUdeviceptr,
+    pub ksum_in: CUdeviceptr,
     pub scale: f32,
     pub sum_scale: f32,
     pub normalize: Option<f32>,
@@ -129,12 +131,17 @@ impl Job {
 
     /// Cells of sequences.
     fn cells(&self) -> u64 {
-        (self.shape.sequences() * self.shape.heads * self.tiles) as u64
+        (self.shape.sequences() as u64).saturating_mul(self.shape.heads as u64).saturating_mul(self.tiles as u64)
+    }
+
+    /// Bytes of all cells.
+    pub fn cells_bytes(&self) -> u64 {
+        let parts = if self.merges > 0 { self.units().saturating_mul(self.parts) as u64 } else { 0 };
+        self.cells().saturating_add(parts).saturating_mul(self.cell_bytes)
     }
 
     pub fn workspace_bytes(&self) -> u64 {
-        let parts = if self.merges > 0 { (self.units() * self.parts) as u64 } else { 0 };
-        workspace::bytes_for((self.cells() + parts).saturating_mul(self.cell_bytes))
+        workspace::bytes_for(self.cells_bytes())
     }
 
     /// Multiplications and additions of both products.
@@ -168,6 +175,8 @@ impl Job {
             p_cu_seqlens: roles.cu_seqlens,
             p_prefix_len: roles.prefix_len,
             p_read_len: roles.read_len,
+            p_kv_in: roles.kv_in,
+            p_ksum_in: roles.ksum_in,
             p_o: o.address,
             p_den: roles.den,
             p_kv: roles.kv,

@@ -3,12 +3,15 @@
 //! Sums run over whole sequences or their first tokens ([`Inputs::prefix_len`]); every token of a sequence reads. One launch does both:
 //! early heads are read while later ones are summed. With no queries it is an encoder's state.
 
+mod adjoint;
+mod backward;
 mod job;
 mod plan;
 mod policy;
 mod run;
 mod workspace;
 
+pub use backward::{BackwardInputs, BackwardOutputs, BackwardPlan, RawBackwardInputs, RawBackwardOutputs};
 pub use plan::Plan;
 pub use policy::Policy;
 pub use workspace::{RawWorkspace, Workspace};

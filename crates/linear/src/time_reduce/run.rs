@@ -129,6 +129,8 @@ impl Plan {
             den: outputs.den,
             kv: outputs.kv,
             ksum: outputs.ksum,
+            kv_in: 0,
+            ksum_in: 0,
             scale: options.scale,
             sum_scale: 1.0,
             normalize: options.normalize,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 const HEADER: u64 = 256;
 /// Cells begin at a multiple of this, and so does the workspace.
-const ALIGN: u64 = 128;
+pub(super) const ALIGN: u64 = 128;
 /// Control words of a unit.
 const CONTROL: u64 = 16;
 /// Bytes of the smallest cell: a unit has at least one.
