@@ -6,6 +6,7 @@ use lookback_nn::{
     rms_norm::{BackwardPlan, BackwardShape, Options, Plan, Shape},
 };
 use lookback_suite::{
+    counters::Counters,
     device,
     measure::{Gate, assert_close, gate},
     random::Random,
@@ -178,11 +179,12 @@ fn rms_norm_backward__in_place_without_dweight() {
 #[test]
 fn rms_norm_backward__a_short_workspace_is_refused() {
     let plan = BackwardPlan::new(&BackwardShape::dense(70, 16), DType::F32, &device::info()).unwrap();
-    assert_eq!(plan.workspace_bytes(), 3 * 16 * 4);
+    // Four lanes to a row: 64 rows to a block.
+    assert_eq!(plan.workspace_bytes(), 2 * 16 * 4);
     let x = Input::<f32>::dense(&vec![1.0; 70 * 16]);
     let mut dx = Output::<f32>::new(Layout::dense(70, 16));
     let mut dweight = Output::<f32>::new(Layout::dense(1, 16));
-    let mut workspace = Output::<f32>::new(Layout::dense(1, 47));
+    let mut workspace = Output::<f32>::new(Layout::dense(1, 31));
     let (mut dweight_view, mut workspace_view) = (dweight.view_mut(), workspace.view_mut());
     let x = x.view();
     let error = plan
@@ -197,9 +199,40 @@ fn rms_norm_backward__a_short_workspace_is_refused() {
             &mut workspace_view,
         )
         .unwrap_err();
-    assert!(matches!(error, Error::Workspace { need: 192, got: 188, .. }), "{error}");
+    assert!(matches!(error, Error::Workspace { need: 128, got: 124, .. }), "{error}");
     device::finish();
     assert!(dx.read().iter().all(|v| v.is_nan()), "nothing may be written on an error");
+}
+
+fn backward_streams<T: Element>() {
+    let mut random = Random::new(2);
+    // A part of a warp to a row, a warp, a block.
+    for (rows, width) in [(256, 64), (64, 512), (16, 4096)] {
+        let [x, dout] = [0; 2].map(|_| Input::<T>::dense(&random.normals::<T>(rows * width)));
+        let (weight, rstd) = (Input::<T>::dense(&vec![1.0; width]), Input::<f32>::dense(&vec![1.0; rows]));
+        let (mut dx, mut dweight) =
+            (Output::<T>::new(Layout::dense(rows, width)), Output::<f32>::new(Layout::dense(1, width)));
+        let info = DeviceInfo { sm_count: 1, ..device::info() };
+        let plan = BackwardPlan::new(&BackwardShape::dense(rows, width), T::DTYPE, &info).unwrap();
+        let mut workspace = Output::<f32>::new(Layout::dense(1, plan.workspace_bytes() as usize / 4));
+        let (x, dout, weight, rstd) = (x.view(), dout.view(), weight.view(), rstd.view());
+        let run = || {
+            let (mut dx, mut dweight, weight) = (dx.view_mut(), dweight.view_mut(), Param::Same(&weight));
+            let (dweight, mut workspace) = (Some(&mut dweight as _), workspace.view_mut());
+            plan.run(&device::stream(), &x, &dout, weight, &rstd, &mut dx, dweight, &mut workspace).unwrap();
+        };
+        let Some(counters) = Counters::of(run) else { return };
+        let what = format!("rms_norm backward {} [{rows},{width}]", T::DTYPE);
+        // The parts go out and come back; the weight and its gradient.
+        let small = 2 * plan.workspace_bytes() + (width * (T::DTYPE.size() + 4)) as u64;
+        counters.assert_streams(&what, plan.bytes_moved() + small);
+    }
+}
+
+#[test]
+fn rms_norm_backward__counters_are_at_the_floor() {
+    backward_streams::<f32>();
+    backward_streams::<bf16>();
 }
 
 #[test]

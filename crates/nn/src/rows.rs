@@ -94,6 +94,20 @@ impl Team {
     }
 }
 
+/// log2 of the threads that share a row, or a group of its columns, when each makes up to `held` accesses: as few as that, but no fewer than make accesses
+/// of a warp lie side by side.
+pub(crate) fn lane_bits(width: usize, vec: u32, held: usize) -> u32 {
+    let accesses = width.div_ceil(vec as usize);
+    accesses.div_ceil(held).max(accesses.min(32)).min(BLOCK).next_power_of_two().trailing_zeros()
+}
+
+/// Rows of a slice, for kernels whose blocks walk a slice of all rows, or of a group of their columns, and leave what they add up: each team
+/// has a row at least, and there is one wave of blocks.
+pub(crate) fn slice_rows(rows: usize, groups: usize, teams: usize, sm_count: u32) -> usize {
+    let wanted = (2 * sm_count.max(1) as usize).div_ceil(groups.max(1));
+    rows.div_ceil(wanted).max(teams)
+}
+
 /// How a pointwise kernel covers a matrix; `kernels/tile/rows.ptx` has the other end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Cover {
@@ -160,6 +174,31 @@ mod tests {
                     assert!(cover.column_step as usize >= width || blocks >= sm_count * BLOCKS_PER_SM as u32);
                     assert!(Cover::whole(rows, width, vec, 128).column_step as usize >= width);
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn a_team_reaches_the_end_of_its_row_or_is_a_block() {
+        for width in [1, 2, 7, 64, 128, 1000, 8192, 100_000] {
+            for (vec, held) in [(1, 4), (4, 4), (8, 3), (8, 4)] {
+                let lanes = 1_usize << lane_bits(width, vec, held);
+                let accesses = width.div_ceil(vec as usize);
+                assert!(lanes * held >= accesses || lanes == BLOCK);
+                assert!(lanes >= 32 || lanes >= accesses, "one access each below a warp");
+                assert!(lanes < 2 * accesses, "no more than half the team is idle");
+            }
+        }
+    }
+
+    #[test]
+    fn slices_cover_the_rows_in_one_wave() {
+        for rows in [1, 31, 1000, 100_000] {
+            for (groups, teams, sm_count) in [(1, 16, 132), (1, 1, 132), (64, 8, 132), (1, 1, 1)] {
+                let length = slice_rows(rows, groups, teams, sm_count);
+                let slices = rows.div_ceil(length);
+                assert!(slices * length >= rows && (slices - 1) * length < rows);
+                assert!(slices * groups < 2 * sm_count as usize + groups);
             }
         }
     }

@@ -1,11 +1,11 @@
 //! The gradient of the gated norm.
 
-use super::{Gate, OP, Options, check_sizes, first, lane_bits};
+use super::{Gate, OP, Options, check_sizes, first};
 use crate::{
     Param,
     check::{self, Placed, Rows},
     memory,
-    rows::{BLOCK, Variants},
+    rows::{BLOCK, Variants, lane_bits, slice_rows},
 };
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, sys::CUdeviceptr};
 use lookback_device::{DType, DeviceInfo, Element, Error, Result, launch};
@@ -125,14 +125,6 @@ fn held(vec: u32) -> usize {
     }
 }
 
-/// Rows of a slice: a block has one at a time, and there is one wave of blocks.
-fn slice_rows(shape: &BackwardShape, dtype: DType, sm_count: u32) -> usize {
-    let wanted = (2 * sm_count.max(1) as usize).div_ceil(shape.groups().max(1));
-    let vec = 16 / dtype.size() as u32;
-    let teams = BLOCK >> lane_bits(shape.group, vec, held(vec));
-    shape.rows.div_ceil(wanted).max(teams)
-}
-
 impl BackwardPlan {
     /// Checks sizes, strides and `eps` and finds the kernels. `eps` itself is in `rstd` already.
     ///
@@ -141,12 +133,14 @@ impl BackwardPlan {
     pub fn new(shape: &BackwardShape, options: &Options, device: &DeviceInfo) -> Result<Self> {
         check_sizes(shape.rows, shape.width, shape.group, options.eps)?;
         let missing = || Error::NoKernel { op: OP, request: "column_sum".into() };
+        let vec = 16 / options.dtype.size() as u32;
+        let teams = BLOCK >> lane_bits(shape.group, vec, held(vec));
         let plan = Self {
             shape: *shape,
             options: *options,
             kernels: Variants::find(OP, "gated_rms_norm_bwd", options.dtype, &[("first", first(options))])?,
             sum: find("column_sum", &[]).ok_or_else(missing)?,
-            slice_rows: slice_rows(shape, options.dtype, device.sm_count),
+            slice_rows: slice_rows(shape.rows, shape.groups(), teams, device.sm_count),
         };
         check::readable(OP, "y", &plan.rows(shape.y_stride))?;
         check::readable(OP, "z", &plan.rows(shape.z_stride))?;
@@ -341,23 +335,5 @@ impl BackwardPlan {
         };
         // SAFETY: as above; the launch before on the same stream wrote every part.
         unsafe { launch(stream, self.sum, [width.div_ceil(BLOCK) as u32, 1, 1], &args) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn slices_cover_the_rows_in_one_wave() {
-        for rows in [1, 31, 1000, 100_000] {
-            for (width, group, sm_count) in [(64, 64, 132), (4096, 4096, 132), (4096, 64, 132), (4096, 4096, 1)] {
-                let shape = BackwardShape::dense(rows, width).groups_of(group);
-                let length = slice_rows(&shape, DType::F32, sm_count);
-                let slices = rows.div_ceil(length);
-                assert!(slices * length >= rows && (slices - 1) * length < rows);
-                assert!(slices * shape.groups() < 2 * sm_count as usize + shape.groups());
-            }
-        }
     }
 }

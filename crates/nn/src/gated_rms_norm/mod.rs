@@ -9,7 +9,7 @@ use crate::{
     Param,
     check::{self, Placed, Rows},
     memory,
-    rows::{BLOCK, Variants},
+    rows::{BLOCK, Variants, lane_bits},
 };
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, sys::CUdeviceptr};
 use lookback_device::{DType, DeviceInfo, Element, Error, Result, launch};
@@ -104,13 +104,6 @@ fn check_sizes(rows: usize, width: usize, group: usize, eps: f32) -> Result<()> 
         return Err(Error::Range { op: OP, arg: "eps", at: None, lo: 0, hi: i64::MAX, got: eps as i64 });
     }
     Ok(())
-}
-
-/// log2 of the threads that share a group when each makes up to `held` accesses: as few as that, but no fewer than make accesses
-/// of a warp lie side by side.
-fn lane_bits(group: usize, vec: u32, held: usize) -> u32 {
-    let accesses = group.div_ceil(vec as usize);
-    accesses.div_ceil(held).max(accesses.min(32)).min(BLOCK).next_power_of_two().trailing_zeros()
 }
 
 impl Plan {
@@ -280,22 +273,4 @@ pub fn gated_rms_norm<T: Element>(
     let mut out = memory::allocate(stream, rows.saturating_mul(width), OP)?;
     plan.run(stream, y, z, weight, &mut out, None)?;
     Ok(out)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_team_reaches_its_group_or_is_a_block() {
-        for group in [1, 2, 7, 64, 128, 1000, 8192, 100_000] {
-            for (vec, held) in [(1, 4), (4, 4), (8, 3), (8, 4)] {
-                let lanes = 1_usize << lane_bits(group, vec, held);
-                let accesses = group.div_ceil(vec as usize);
-                assert!(lanes * held >= accesses || lanes == BLOCK);
-                assert!(lanes >= 32 || lanes >= accesses, "one access each below a warp");
-                assert!(lanes < 2 * accesses, "no more than half the team is idle");
-            }
-        }
-    }
 }

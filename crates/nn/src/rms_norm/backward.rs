@@ -5,7 +5,7 @@ use crate::{
     Param,
     check::{self, Placed, Rows},
     memory,
-    rows::{BLOCK, Cover, Team, Variants},
+    rows::{BLOCK, Variants, lane_bits, slice_rows},
 };
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, sys::CUdeviceptr};
 use lookback_device::{DType, DeviceInfo, Element, Error, Result, launch};
@@ -39,28 +39,14 @@ impl BackwardShape {
 pub struct BackwardPlan {
     shape: BackwardShape,
     dtype: DType,
-    team: Team,
-    dx: Variants,
-    dweight: Variants,
+    kernels: Variants,
     sum: &'static Kernel,
-    slices: Slices,
+    slice_rows: usize,
 }
 
-/// How the rows are cut up for `dweight`: each slice of rows is a block of the first launch and a row of the second.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Slices {
-    count: usize,
-    rows: usize,
-}
-
-impl Slices {
-    /// Some blocks for each multiprocessor, but not so many that a slice is shorter than the threads that share it.
-    fn of(rows: usize, width: usize, sm_count: u32) -> Self {
-        let column_blocks = width.div_ceil(8 * BLOCK).max(1);
-        let wanted = (4 * sm_count.max(1) as usize).div_ceil(column_blocks);
-        let length = rows.div_ceil(wanted).max(32);
-        Self { count: rows.div_ceil(length), rows: length }
-    }
+/// Accesses of a thread that the kernel keeps in registers.
+fn held(vec: u32) -> usize {
+    if vec == 8 { 3 } else { 4 }
 }
 
 impl BackwardPlan {
@@ -71,16 +57,15 @@ impl BackwardPlan {
     pub fn new(shape: &BackwardShape, dtype: DType, device: &DeviceInfo) -> Result<Self> {
         check::range(OP, "rows", shape.rows, 0, check::MAX_EXTENT)?;
         check::range(OP, "width", shape.width, 0, 65_535 * BLOCK)?;
-        let team = Team::of(shape.width);
+        let vec = 16 / dtype.size() as u32;
+        let teams = BLOCK >> lane_bits(shape.width, vec, held(vec));
         let missing = || Error::NoKernel { op: OP, request: "column_sum".into() };
         let plan = Self {
             shape: *shape,
             dtype,
-            team,
-            dx: Variants::find(OP, "rms_norm_bwd", dtype, &[("team", team.name())])?,
-            dweight: Variants::find(OP, "rms_norm_bwd_weight", dtype, &[])?,
+            kernels: Variants::find(OP, "rms_norm_bwd", dtype, &[])?,
             sum: find("column_sum", &[]).ok_or_else(missing)?,
-            slices: Slices::of(shape.rows, shape.width, device.sm_count),
+            slice_rows: slice_rows(shape.rows, 1, teams, device.sm_count),
         };
         check::readable(OP, "x", &plan.rows(shape.x_stride))?;
         check::readable(OP, "dout", &plan.rows(shape.dout_stride))?;
@@ -108,7 +93,8 @@ impl BackwardPlan {
     }
 
     fn parts(&self) -> Rows {
-        Rows::new(self.slices.count, self.shape.width, self.shape.width as i64, 4)
+        let slices = self.shape.rows.div_ceil(self.slice_rows.max(1));
+        Rows::new(slices, self.shape.width, self.shape.width as i64, 4)
     }
 
     /// The gradients of a loss by `x` and `weight`, given that by the output: with `y = x rstd` and `g = dout weight`,
@@ -130,7 +116,7 @@ impl BackwardPlan {
     /// Bitwise; `dweight` for one number of multiprocessors.
     ///
     /// # Cost
-    /// One launch, and two more for `dweight`, which read `x` and `dout` again.
+    /// One launch that reads `x` and `dout` once, and for `dweight` another that adds up the workspace.
     #[expect(clippy::too_many_arguments, reason = "a gradient has this many tensors")]
     pub fn run<T: Element>(
         &self,
@@ -173,7 +159,7 @@ impl BackwardPlan {
     }
 
     /// As [`run`](Self::run) on device addresses. `weight` comes with its type, `None` for absent; `dweight` may be 0 for absent,
-    /// and then `workspace` is not used. Here `dx` may be `x` or `dout` itself, if `dweight` is not wanted.
+    /// and then `workspace` is not used. Here `dx` may be `x` or `dout` itself.
     ///
     /// # Errors
     /// [`Error::Dtype`] ← the weight's type is neither the plan's nor `f32`; [`Error::Align`], [`Error::Alias`], and those of
@@ -214,11 +200,7 @@ impl BackwardPlan {
         check::addresses(OP, &small)?;
         check::disjoint(OP, dx_at, &small)?;
         for input in [x_at, dout_at] {
-            if dweight == 0 {
-                check::disjoint_or_same(OP, dx_at, input)?;
-            } else {
-                check::disjoint(OP, dx_at, &[input])?;
-            }
+            check::disjoint_or_same(OP, dx_at, input)?;
         }
         check::disjoint(OP, dweight_at, &[x_at, dout_at, small[0], small[1], dx_at])?;
         check::disjoint(OP, parts_at, &[x_at, dout_at, small[0], small[1], dx_at, dweight_at])?;
@@ -226,13 +208,20 @@ impl BackwardPlan {
             return Ok(());
         }
         if rows > 0 {
-            let (kernel, _) = self.dx.pick(&[(x, &x_rows), (dout, &dout_rows), (dx, &dx_rows), (weight, &weight_rows)]);
+            let (kernel, vec) = self.kernels.pick(&[
+                (x, &x_rows),
+                (dout, &dout_rows),
+                (dx, &dx_rows),
+                (weight, &weight_rows),
+                (workspace, &parts_rows),
+            ]);
             let args = lookback_kernels::args::RmsNormBwd {
                 p_x: x,
                 p_dout: dout,
                 p_weight: weight,
                 p_rstd: rstd,
                 p_dx: dx,
+                p_parts: workspace,
                 rows: rows as u32,
                 width: width as u32,
                 x_stride,
@@ -240,53 +229,22 @@ impl BackwardPlan {
                 dx_stride,
                 weight_f32: u32::from(weight_dtype == Some(DType::F32)),
                 mean_factor: (1.0 / width as f64) as f32,
+                slice_rows: self.slice_rows as u32,
+                lane_bits: lane_bits(width, vec, held(vec)),
             };
             // SAFETY: the caller's promise covers the pointers; sizes, strides and alignment were checked against the contract.
-            unsafe { launch(stream, kernel, [self.team.blocks(rows), 1, 1], &args) }?;
+            unsafe { launch(stream, kernel, [self.parts().rows as u32, 1, 1], &args) }?;
         }
         if dweight == 0 {
             return Ok(());
         }
-        let (kernel, vec) = self.dweight.pick(&[(x, &x_rows), (dout, &dout_rows), (workspace, &parts_rows)]);
-        let cover = Cover::whole(1, width, vec, BLOCK);
-        let args = lookback_kernels::args::RmsNormBwdWeight {
-            p_x: x,
-            p_dout: dout,
-            p_rstd: rstd,
-            p_parts: workspace,
-            rows: rows as u32,
-            width: width as u32,
-            x_stride,
-            dout_stride,
-            slice_rows: self.slices.rows as u32,
-            lane_bits: cover.lane_bits,
-        };
-        // SAFETY: as above; the workspace has a row for each slice.
-        unsafe { launch(stream, kernel, [self.slices.count as u32, cover.grid[1], 1], &args) }?;
         let args = lookback_kernels::args::ColumnSum {
             p_parts: workspace,
             p_out: dweight,
-            slices: self.slices.count as u32,
+            slices: self.parts().rows as u32,
             width: width as u32,
         };
         // SAFETY: as above; the launch before on the same stream wrote every part.
         unsafe { launch(stream, self.sum, [width.div_ceil(BLOCK) as u32, 1, 1], &args) }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn slices_cover_the_rows() {
-        for rows in [0, 1, 31, 32, 33, 1000, 100_000] {
-            for (width, sm_count) in [(8, 132), (4096, 132), (4096, 1)] {
-                let slices = Slices::of(rows, width, sm_count);
-                assert!(slices.count * slices.rows >= rows);
-                assert!(rows == 0 || (slices.count - 1) * slices.rows < rows);
-                assert!(slices.count <= 4 * sm_count as usize);
-            }
-        }
     }
 }
