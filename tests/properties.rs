@@ -8,7 +8,7 @@ use crate::{
 use lookback_device::{Class, DType, DeviceInfo, Error};
 use lookback_linear as linear;
 use lookback_nn::{
-    Activation, argmax, cross_entropy, embedding, gate, gemm, rms_norm,
+    Activation, argmax, cross_entropy, embedding, gate, gated_rms_norm, gemm, rms_norm, rotary,
     short_convolution::{self, Window},
 };
 use lookback_scan as scan;
@@ -183,6 +183,29 @@ proptest! {
             &short_convolution::Options { dtype, activation: Activation::Silu },
             &device,
         );
+        blamed.push(plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]));
+        let shape = short_convolution::Shape::packed(rows, third, width, fourth);
+        let options = short_convolution::Options { dtype, activation: Activation::Silu };
+        let plan = short_convolution::BackwardPlan::new(&shape, (one, two), &options, &device);
+        blamed.push(plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]));
+        let options = gated_rms_norm::Options { dtype, gate: gated_rms_norm::Gate::Silu, norm_before_gate: true, eps };
+        let shape = gated_rms_norm::Shape {
+            rows, width, group: third, y_stride: one, z_stride: two, out_stride: three,
+        };
+        let plan = gated_rms_norm::Plan::new(&shape, &options, &device);
+        blamed.push(plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]));
+        let shape = gated_rms_norm::BackwardShape {
+            rows, width, group: third, y_stride: one, z_stride: two, dout_stride: three, dy_stride: four, dz_stride: one,
+        };
+        let plan = gated_rms_norm::BackwardPlan::new(&shape, &options, &device);
+        blamed.push(plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]));
+        let stride = rotary::Stride { batch: one, token: two, head: three };
+        let shape = rotary::Shape { x_stride: Some(stride), out_stride: Some(stride), ..rotary::Shape::dense(rows, third, fourth, width) };
+        let options = rotary::Options {
+            grid: Some(rotary::Grid::new(&[third, fourth], rows)),
+            ..rotary::Options::new(dtype, rotary::Style::Cosine, width)
+        };
+        let plan = rotary::Plan::new(&shape, &options, &device);
         blamed.push(plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]));
         prop_assert!(blamed.iter().all(Result::is_ok), "{blamed:?}");
     }

@@ -30,7 +30,7 @@ pub enum Decay {
 
 impl Decay {
     /// Decays of a token and head.
-    fn width(self, case: &Case) -> usize {
+    pub fn width(self, case: &Case) -> usize {
         match self {
             Self::Key => case.key_dim,
             Self::Value => case.value_dim,

@@ -108,6 +108,7 @@ fn decay_gate__counters_are_at_the_floor() {
         plan.run(&device::stream(), &x.view(), Params::default(), &mut g.view_mut(), Some(&mut step)).unwrap();
     };
     let Some(counters) = Counters::of(run) else { return };
+    counters.assert_coalesced("decay_gate");
     counters.assert_streams("decay_gate", plan.bytes_moved());
 }
 

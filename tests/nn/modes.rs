@@ -2,11 +2,11 @@
 
 use super::support::{Input, Layout, Output, Words, reference};
 use half::bf16;
-use lookback_device::Element;
+use lookback_device::{DeviceInfo, Element};
 use lookback_nn::{
-    Activation, Param, argmax, cross_entropy,
+    Activation, Param, argmax, cross_entropy, gated_rms_norm,
     gemm::{self, Policy, Tile},
-    rms_norm, short_convolution,
+    rms_norm, rotary, short_convolution,
 };
 use lookback_reference::gemm as oracle;
 use lookback_suite::{
@@ -97,9 +97,68 @@ fn everything() -> Vec<f64> {
     all
 }
 
+/// The gated norm with teams of part of a warp and of several, both ways; the gradient of a convolution; turned rows.
+fn gated_convolved_and_turned() -> Vec<f64> {
+    let (stream, info) = (device::stream(), device::info());
+    let mut random = Random::new(22);
+    let mut all = Vec::new();
+    for (rows, width, group) in [(70, 48, 16), (5, 1100, 1100)] {
+        let [y, z, dout] = [0; 3].map(|_| Input::<bf16>::dense(&random.normals::<bf16>(rows * width)));
+        let (y, z, dout) = (y.view(), z.view(), dout.view());
+        let gate = gated_rms_norm::Gate::Silu;
+        let options = gated_rms_norm::Options { dtype: bf16::DTYPE, gate, norm_before_gate: false, eps: 1e-5 };
+        let shape = gated_rms_norm::Shape::dense(rows, width).groups_of(group);
+        let plan = gated_rms_norm::Plan::new(&shape, &options, &info).unwrap();
+        let mut out = Output::<bf16>::new(Layout::dense(rows, width));
+        let mut rstd = Output::<f32>::new(Layout::dense(rows, width / group));
+        plan.run(&stream, &y, &z, Param::None, &mut out.view_mut(), Some(&mut rstd.view_mut())).unwrap();
+
+        // One multiprocessor: several rows to a team.
+        let one = DeviceInfo { sm_count: 1, ..info.clone() };
+        let shape = gated_rms_norm::BackwardShape::dense(rows, width).groups_of(group);
+        let plan = gated_rms_norm::BackwardPlan::new(&shape, &options, &one).unwrap();
+        let [mut dy, mut dz] = [0; 2].map(|_| Output::<bf16>::new(Layout::dense(rows, width)));
+        let mut dweight = Output::<f32>::new(Layout::dense(1, width));
+        let mut workspace = Output::<f32>::new(Layout::dense(1, plan.workspace_bytes() as usize / 4));
+        let (mut dy_view, mut dz_view, mut dweight_view) = (dy.view_mut(), dz.view_mut(), dweight.view_mut());
+        let rstd_view = rstd.view_mut();
+        let inputs =
+            gated_rms_norm::BackwardInputs { y: &y, z: &z, dout: &dout, weight: Param::None, rstd: &rstd_view };
+        let outputs =
+            gated_rms_norm::Gradients { dy: &mut dy_view, dz: &mut dz_view, dweight: Some(&mut dweight_view) };
+        plan.run(&stream, inputs, outputs, &mut workspace.view_mut()).unwrap();
+        device::finish();
+        all.extend([out.read(), dy.read(), dz.read(), dweight.read()].concat());
+    }
+    let (tokens, channels, taps) = (40, 24, 7);
+    let [x, dout] = [0; 2].map(|_| Input::<bf16>::dense(&random.normals::<bf16>(tokens * channels)));
+    let weight = Input::<bf16>::dense(&random.normals::<bf16>(channels * taps));
+    let (x, dout) = (x.view(), dout.view());
+    let options = short_convolution::Options { dtype: bf16::DTYPE, activation: Activation::Silu };
+    let shape = short_convolution::Shape::dense(1, tokens, channels, taps).centred();
+    let plan = short_convolution::BackwardPlan::dense(&shape, &options, &info).unwrap();
+    let mut dx = Output::<bf16>::new(Layout::dense(tokens, channels));
+    let mut dweight = Output::<f32>::new(Layout::dense(1, channels * taps));
+    let mut workspace = Output::<f32>::new(Layout::dense(1, plan.workspace_bytes() as usize / 4));
+    let (mut dx_view, mut dweight_view) = (dx.view_mut(), dweight.view_mut());
+    let outputs =
+        short_convolution::Gradients { dx: &mut dx_view, dweight: Some(&mut dweight_view), dbias: None, dstate: None };
+    let adjoints = short_convolution::Adjoints { dout: &dout, dstate_out: None };
+    let (inputs, workspace) = (short_convolution::Inputs::default(), &mut workspace.view_mut());
+    plan.run(&stream, &x, &weight.view(), inputs, adjoints, outputs, workspace).unwrap();
+
+    let options = rotary::Options::new(bf16::DTYPE, rotary::Style::Half, channels);
+    let plan = rotary::Plan::new(&rotary::Shape::dense(1, 20, 2, channels), &options, &info).unwrap();
+    let mut turned = Output::<bf16>::new(Layout::dense(tokens, channels));
+    plan.run(&stream, &x, rotary::Inputs::default(), &mut turned.view_mut()).unwrap();
+    device::finish();
+    all.extend([dx.read(), dweight.read(), turned.read()].concat());
+    all
+}
+
 #[test]
 fn every_kernel__is_bitwise_the_same_in_every_mode() {
-    let expected = everything();
+    let expected = (everything(), gated_convolved_and_turned());
     for (key, value, default) in [
         ("order", "reversed", "inorder"),
         ("order", "random:5", "inorder"),
@@ -110,7 +169,7 @@ fn every_kernel__is_bitwise_the_same_in_every_mode() {
         ("checks", "off", "on"),
     ] {
         let _switch = Switch::set(key, value, default);
-        assert!(everything() == expected, "{key} = {value} changes a result");
+        assert!((everything(), gated_convolved_and_turned()) == expected, "{key} = {value} changes a result");
     }
 }
 

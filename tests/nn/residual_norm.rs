@@ -121,6 +121,7 @@ fn residual_norm__counters_are_at_the_floor() {
             plan.run(&device::stream(), inputs, Some(&mut sum.view_mut()), Some(&mut out.view_mut())).unwrap();
         };
         let Some(counters) = Counters::of(run) else { return };
+        counters.assert_coalesced("residual_norm");
         counters.assert_streams("residual_norm", plan.bytes_moved() + 4 * width as u64);
         let read = counters.number("global_loads/bytes");
         assert_eq!(read, (rows * width * (2 + 4 + 4)) as u64, "x and residual are read once, the weight by every row");

@@ -215,11 +215,20 @@ fn sizes<T: Element>() {
         case.check::<T>();
         Case { reverse: true, gap: 3, by_reads: true, ..case }.check::<T>();
     }
+    // From 128 tokens on sequences are cut into runs: of equal length, and with a last one that is short, or empty.
+    for (seq_len, channels) in [(128, 33), (131, 5), (227, 64)] {
+        let case = Case { states: seq_len % 2 == 1, flags: true, ..Case::new(2, seq_len, channels) };
+        case.check::<T>();
+        Case { reverse: true, gap: 3, by_reads: true, flags: false, ..case }.check::<T>();
+    }
     Case::new(1, 5, 0).check::<T>();
     Case::new(0, 5, 3).check::<T>();
     for (states, reverse) in [(true, false), (false, true)] {
         let starts = Some(vec![0, 0, 3, 20, 20, 33]);
         Case { starts, states, reverse, flags: true, ..Case::new(1, 40, 5) }.check::<T>();
+        // The whole is long, and so cut into runs; its sequences are shorter than that.
+        let starts = Some(vec![0, 0, 3, 20, 20, 133]);
+        Case { starts, states, reverse, flags: true, ..Case::new(1, 140, 5) }.check::<T>();
     }
 }
 

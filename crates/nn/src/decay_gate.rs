@@ -83,7 +83,7 @@ impl Plan {
         if !(lo >= 0.0 && lo.is_finite() && hi >= lo) {
             return Err(Error::Range { op: OP, arg: "bounds", at: None, lo: 0, hi: i64::MAX, got: lo as i64 });
         }
-        let kernels = Variants::find(OP, "decay_gate", options.dtype, &[])?;
+        let kernels = Variants::of_four(OP, "decay_gate", options.dtype, &[])?;
         let plan = Self { shape: *shape, options: *options, kernels, sm_count: device.sm_count };
         check::readable(OP, "x", &plan.x())?;
         check::writable(OP, "g", &plan.out())?;

@@ -108,7 +108,7 @@ impl Plan {
             return Err(Error::Range { op: OP, arg: "eps", at: None, lo: 0, hi: i64::MAX, got: options.eps as i64 });
         }
         let team = Team::of(shape.width);
-        let kernels = Variants::find(OP, "residual_norm", options.dtype, &[("team", team.name())])?;
+        let kernels = Variants::of_four(OP, "residual_norm", options.dtype, &[("team", team.name())])?;
         let plan = Self { shape: *shape, options: *options, team, kernels };
         check::readable(OP, "residual", &plan.wide(shape.residual_stride))?;
         check::readable(OP, "x", &plan.rows(shape.x_stride))?;
@@ -253,10 +253,7 @@ impl Plan {
         if self.rows(x_stride).elements() == 0 || (at.sum == 0 && at.out == 0) {
             return Ok(());
         }
-        // The elements of `x` and `out` say how wide an access is, present or not.
-        let unit = Rows::new(1, width, 0, self.options.dtype.size());
         let (kernel, _) = self.kernels.pick(&[
-            (0, &unit),
             (at.residual, &residual_rows),
             (at.x, &x_rows),
             (at.weight, &weight_rows),

@@ -13,8 +13,8 @@ pub(crate) const BLOCK: usize = 256;
 pub(crate) struct Variants {
     wide: &'static Kernel,
     single: &'static Kernel,
-    /// Bytes of a wide access.
-    bytes: u64,
+    /// Elements of a wide access.
+    elements: u32,
 }
 
 impl Variants {
@@ -34,8 +34,7 @@ impl Variants {
             request.extend_from_slice(extra);
             find(name, &request).ok_or_else(|| Error::NoKernel { op, request: format!("{name} {request:?}") })
         };
-        let bytes = if vec == "8" { 16 } else { 4 * dtype.size() as u64 };
-        Ok(Self { wide: of(vec)?, single: of("1")?, bytes })
+        Ok(Self { wide: of(vec)?, single: of("1")?, elements: if vec == "8" { 8 } else { 4 } })
     }
 
     /// The variant that fits anything, and its elements per access.
@@ -43,7 +42,7 @@ impl Variants {
         (self.single, 1)
     }
 
-    /// The variant that fits every matrix at its address, and its elements per access. All have the element size of the variant.
+    /// The variant that fits every matrix at its address, and its elements per access: those of `f32` beside 16-bit ones, too.
     pub fn pick(&self, matrices: &[(CUdeviceptr, &Rows)]) -> (&'static Kernel, u32) {
         let tensors: Vec<_> = matrices.iter().map(|(address, rows)| (*address, rows.strided())).collect();
         self.pick_strided(&tensors)
@@ -52,13 +51,12 @@ impl Variants {
     /// The same for tensors of more dimensions.
     pub fn pick_strided(&self, tensors: &[(CUdeviceptr, Strided)]) -> (&'static Kernel, u32) {
         let fits = |(address, tensor): &(CUdeviceptr, Strided)| {
-            let elements = (self.bytes / tensor.size) as usize;
-            address.is_multiple_of(self.bytes) && tensor.steps_by(elements) && tensor.width.is_multiple_of(elements)
+            let elements = self.elements as usize;
+            // The widest access has 16 bytes.
+            let bytes = (u64::from(self.elements) * tensor.size).min(16);
+            address.is_multiple_of(bytes) && tensor.steps_by(elements) && tensor.width.is_multiple_of(elements)
         };
-        match tensors.first() {
-            Some((_, tensor)) if tensors.iter().all(fits) => (self.wide, (self.bytes / tensor.size) as u32),
-            _ => self.single(),
-        }
+        if tensors.iter().all(fits) { (self.wide, self.elements) } else { self.single() }
     }
 }
 

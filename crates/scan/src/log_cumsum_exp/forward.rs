@@ -118,8 +118,8 @@ impl Plan {
     /// Bitwise.
     ///
     /// # Cost
-    /// One launch; every tensor crosses the bus once. A thread is a channel of a sequence and walks its tokens one by one, so a
-    /// few channels of a long sequence do not fill a GPU.
+    /// One launch; every tensor crosses the bus once where there are many channels. Of few, sequences are cut into 16 runs that
+    /// are walked side by side, and `x` is read twice.
     pub fn run<T: Element>(&self, stream: &CudaStream, inputs: &Inputs<'_, T>, outputs: Outputs<'_, T>) -> Result<()> {
         let (op, frame) = (Self::OP, &self.frame);
         check::dtype(op, frame.options.dtype, T::DTYPE)?;

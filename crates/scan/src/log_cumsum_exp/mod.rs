@@ -34,8 +34,24 @@ use crate::{
 };
 use lookback_kernels::Kernel;
 
-/// Threads of a block, each a channel.
-const BLOCK: usize = 64;
+/// How a launch cuts the work: tuning as data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Policy {
+    /// Runs that a sequence is cut into, a warp each; with one a thread walks all tokens of its channel.
+    runs: usize,
+    /// Channels of a block.
+    channels: usize,
+}
+
+impl Policy {
+    /// Runs read their tokens twice, so only where there are too few channels to keep the memory busy, and tokens to share out.
+    fn of(shape: &Shape, device: &DeviceInfo) -> Self {
+        let threads = shape.sequences().saturating_mul(shape.channels);
+        let many = threads >= device.sm_count as usize * 1024;
+        if many || shape.seq_len < 128 { Self { runs: 1, channels: 64 } } else { Self { runs: 16, channels: 32 } }
+    }
+}
+
 /// Greatest number of sequences: they are the second dimension of the grid.
 const MAX_SEQUENCES: usize = 65_535;
 
@@ -102,6 +118,7 @@ impl Options {
 struct Frame {
     shape: Shape,
     options: Options,
+    policy: Policy,
     kernel: &'static Kernel,
 }
 
@@ -122,14 +139,16 @@ impl Frame {
                 check::range(op, "batch", shape.batch, 1, 1)?;
             }
         }
-        let found = lookback_kernels::find(kernel, &[("dtype", options.dtype.name())]);
+        let policy = Policy::of(shape, device);
+        let runs = policy.runs.to_string();
+        let found = lookback_kernels::find(kernel, &[("runs", &runs), ("dtype", options.dtype.name())]);
         let request = || format!("{kernel}, {}", options.dtype);
         let kernel = found.ok_or_else(|| Error::NoKernel { op, request: request() })?;
         if !kernel.target.runs_on(device.compute_capability) {
             let (need, got) = (kernel.target.to_string(), device.compute_capability);
             return Err(Error::Arch { kernel: kernel.entry, need, got });
         }
-        let frame = Self { shape: *shape, options: *options, kernel };
+        let frame = Self { shape: *shape, options: *options, policy, kernel };
         // The span of the largest tensor without gaps.
         frame.floats().readable(op, "z")?;
         Ok(frame)
@@ -175,7 +194,7 @@ impl Frame {
     /// A column of blocks a sequence, and one for the tokens that packed sequences do not cover.
     fn grid(&self) -> [u32; 3] {
         let walks = self.shape.packed.map_or(self.shape.batch, |sequences| sequences + 1);
-        [self.shape.channels.div_ceil(BLOCK) as u32, walks as u32, 1]
+        [self.shape.channels.div_ceil(self.policy.channels) as u32, walks as u32, 1]
     }
 }
 
