@@ -15,7 +15,7 @@ use lookback_suite::{
 const BF16: Gate = Gate { rel: 2e-2, row: 6e-2, inf: 6e-2 };
 const LAYERS: [Mixing; 3] = [Mixing::Convolution, Mixing::PrefixAttention, Mixing::Attention];
 
-fn small() -> Config {
+pub fn small() -> Config {
     Config { encoded: 7, channels: 40, inner: 36, ..Config::new(29, 24, 3, LAYERS.to_vec()) }
 }
 
@@ -24,7 +24,7 @@ fn based() -> Config {
     Config { feature_dim: 5, taps: 4, layers, ..small() }
 }
 
-fn draft<T: Element>(config: &Config, conv_bias: bool) -> Draft {
+pub fn draft<T: Element>(config: &Config, conv_bias: bool) -> Draft {
     let Config { vocabulary, width, heads, feature_dim, channels, taps, inner, .. } = *config;
     let keys = heads * feature_dim;
     let mut shapes = vec![

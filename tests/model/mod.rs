@@ -8,6 +8,7 @@ mod hydra;
 mod jrt;
 mod linear_block;
 mod mamba2;
+mod modes;
 mod packed;
 mod support;
 mod tpe;

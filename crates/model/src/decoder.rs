@@ -313,22 +313,26 @@ impl<T: Element, L: Layer<T>> Decoder<T, L> {
     }
 
     fn check(&self, prompts: &[&[i32]]) -> Result<()> {
-        let empty = |arg| Error::Shape { op: OP, arg, want: "at least 1 long".into(), got: vec![0] };
-        if prompts.is_empty() {
-            return Err(empty("prompts"));
-        }
-        let vocabulary = L::frame(&self.config).vocabulary;
-        for prompt in prompts {
-            if prompt.is_empty() {
-                return Err(empty("tokens"));
-            }
-            if let Some(at) = prompt.iter().position(|id| !usize::try_from(*id).is_ok_and(|id| id < vocabulary)) {
-                let (hi, got) = (vocabulary as i64 - 1, i64::from(prompt[at]));
-                return Err(Error::Range { op: OP, arg: "ids", at: Some(at as u64), lo: 0, hi, got });
-            }
-        }
-        Ok(())
+        check_rows(OP, "prompts", prompts, L::frame(&self.config).vocabulary)
     }
+}
+
+/// Rows of ids, none of them empty, each id in the vocabulary.
+pub(crate) fn check_rows(op: &'static str, what: &'static str, rows: &[&[i32]], vocabulary: usize) -> Result<()> {
+    let empty = |arg| Error::Shape { op, arg, want: "at least 1 long".into(), got: vec![0] };
+    if rows.is_empty() {
+        return Err(empty(what));
+    }
+    for row in rows {
+        if row.is_empty() {
+            return Err(empty("tokens"));
+        }
+        if let Some(at) = row.iter().position(|id| !usize::try_from(*id).is_ok_and(|id| id < vocabulary)) {
+            let (hi, got) = (vocabulary as i64 - 1, i64::from(row[at]));
+            return Err(Error::Range { op, arg: "ids", at: Some(at as u64), lo: 0, hi, got });
+        }
+    }
+    Ok(())
 }
 
 /// Prompts as rows of `len` tokens, the shorter ones behind padding that is cut off; flags only where there is padding.

@@ -10,9 +10,12 @@ mod mixer;
 pub use config::Config;
 
 use crate::checkpoint::Checkpoint;
+use crate::decoder::check_rows;
 use crate::flags::{self, Segment};
 use cudarc::driver::{CudaSlice, CudaStream};
-use lookback_device::{DeviceInfo, Element, Error, Result, driver};
+#[cfg(doc)]
+use lookback_device::Error;
+use lookback_device::{DeviceInfo, Element, Result, driver};
 use lookback_nn::{embedding, residual_norm};
 use mixer::{Mixer, Work};
 use std::sync::Arc;
@@ -92,7 +95,7 @@ impl<T: Element> Hydra<T> {
     /// [`Error::Shape`] ← no sample, or an empty one; [`Error::Range`] ← an id that is not in the vocabulary; and those of the
     /// operations.
     pub fn encode(&self, samples: &[&[i32]]) -> Result<Vec<f32>> {
-        self.check(samples)?;
+        check_rows(OP, "samples", samples, self.config.vocabulary)?;
         let Config { vocabulary, token_types, width, eps, .. } = self.config;
         let Self { stream, device, .. } = self;
         // A token is the sum of its word's row and that of type 0.
@@ -121,23 +124,5 @@ impl<T: Element> Hydra<T> {
             norm.run_in_place(stream, &mut residual, after.inputs(None), Some(&mut hidden))?;
         }
         stream.clone_dtoh(&residual).map_err(|e| driver(e, "copy rows"))
-    }
-
-    fn check(&self, samples: &[&[i32]]) -> Result<()> {
-        let empty = |arg| Error::Shape { op: OP, arg, want: "at least 1 long".into(), got: vec![0] };
-        if samples.is_empty() {
-            return Err(empty("samples"));
-        }
-        for sample in samples {
-            if sample.is_empty() {
-                return Err(empty("tokens"));
-            }
-            let vocabulary = self.config.vocabulary;
-            if let Some(at) = sample.iter().position(|id| !usize::try_from(*id).is_ok_and(|id| id < vocabulary)) {
-                let (hi, got) = (vocabulary as i64 - 1, i64::from(sample[at]));
-                return Err(Error::Range { op: OP, arg: "ids", at: Some(at as u64), lo: 0, hi, got });
-            }
-        }
-        Ok(())
     }
 }
