@@ -21,7 +21,7 @@ use lookback_suite::{
 fn sizes<T: Element>() {
     for (seq_len, keys, [key_dim, value_dim], clamp) in [
         (2, 70, [40, 24], Some(5.0)),
-        (63, 40, [32, 32], Some(1.05)),
+        (63, 60, [32, 32], Some(1.05)),
         (65, 3, [16, 48], None),
         (130, 65, [64, 16], Some(10.0)),
     ] {
@@ -102,6 +102,18 @@ fn flow_attention_of_nothing() {
     Case::causal(1, 0, 2, 8, 8).check::<f32>();
     Case::causal(0, 4, 2, 8, 8).check::<f32>();
     Case::causal(2, 4, 0, 8, 8).check::<f32>();
+}
+
+/// Features so small that what is added to the factors of products is as much as they are.
+#[test]
+fn flow_attention_of_tiny_features() {
+    for case in [Case::causal(1, 20, 1, 8, 8), Case::normal(1, 20, 9, 1, 8, 8)] {
+        let case = Case { mapped: true, clamp: None, ..case };
+        let mut data = Data::new::<f32>(&case);
+        data.q.iter_mut().chain(&mut data.k).for_each(|x| *x = f64::from((*x * 1e-6) as f32));
+        let want = reference::forward(&case.flow(), &data.q, &data.k, &data.v);
+        assert_close(&format!("{case:?}"), &forward::<f32>(&case, &data), &want, 8, Gate::F32);
+    }
 }
 
 /// Long enough for walks in segments, whose states lie behind the rest of the workspace.

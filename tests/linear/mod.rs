@@ -17,6 +17,7 @@ mod determinism;
 mod edges;
 mod flow;
 mod flow_case;
+mod flow_mutants;
 mod golden;
 mod layout;
 mod limits;
