@@ -247,6 +247,24 @@ fn short_convolution__time_major_output() {
 }
 
 #[test]
+fn short_convolution__starts_out_of_bounds_end_at_the_row() {
+    let (tokens, channels, taps) = (20, 8, 4);
+    let mut random = Random::new(11);
+    let (x, weight) = (random.normals::<f32>(tokens * channels), random.normals::<f32>(channels * taps));
+    let options = Options { dtype: DType::F32, activation: Activation::None };
+    let plan = Plan::new(&Shape::packed(3, tokens, channels, taps), &options, &device::info()).unwrap();
+    let (x_in, weight_in) = (Input::<f32>::dense(&x), Input::<f32>::dense(&weight));
+    let outs = [[0, 3, 11, 20], [-7, 3, 11, i32::MAX]].map(|starts| {
+        let (starts, mut out) = (upload(&starts), Output::<f32>::new(Layout::dense(tokens, channels)));
+        let inputs = Inputs { cu_seqlens: Some(&starts), ..Inputs::default() };
+        plan.run(&device::stream(), &x_in.view(), &weight_in.view(), inputs, &mut out.view_mut(), None).unwrap();
+        device::finish();
+        out.read()
+    });
+    assert_eq!(outs[0], outs[1]);
+}
+
+#[test]
 fn short_convolution__from_columns_of_a_matrix_into_others() {
     let (tokens, channels, taps) = (12, 8, 3);
     let mut random = Random::new(10);
