@@ -218,16 +218,16 @@ impl Plan {
         walks.iter().flatten().try_for_each(|(walk, path)| walk.check_addresses(*path))?;
         // The launches follow each other on the stream, so all may use the same workspace.
         let segments = address + self.prefix_bytes();
-        // SAFETY: the caller's promise covers the addresses, sizes and strides were checked, and the workspace has room for the
-        // states and sums of prefixes before what belongs to segments.
-        match &walks {
-            [Some((first, one)), Some((second, other))] if self.options.mode == Mode::Bidirectional => unsafe {
-                launch_both(stream, [(first, *one), (second, *other)], segments)
-            },
-            walks => {
-                walks.iter().flatten().try_for_each(|(walk, path)| unsafe { launch(stream, walk, *path, segments) })
-            }
+        if let ([Some((first, one)), Some((second, other))], Mode::Bidirectional) = (&walks, self.options.mode) {
+            // SAFETY: the caller's promise covers the addresses, sizes and strides were checked, and the workspace has room for what
+            // belongs to segments.
+            return unsafe { launch_both(stream, [(first, *one), (second, *other)], segments) };
         }
+        for (walk, path) in walks.iter().flatten() {
+            // SAFETY: as above, and for the states and sums of prefixes before it.
+            unsafe { launch(stream, walk, *path, segments) }?;
+        }
+        Ok(())
     }
 
     /// The plan's path, unless the choice was the plan's and the addresses do not fit it.
