@@ -8,7 +8,7 @@ pub mod case;
 mod chain;
 mod chain_case;
 mod chain_counters;
-mod chain_mutants;
+pub mod chain_mutants;
 mod chain_poison;
 mod chain_vector;
 mod chain_vector_counters;

@@ -13,6 +13,7 @@ mod gated_rms_norm_backward;
 mod gemm;
 mod head_scale;
 mod modes;
+mod mutants;
 mod residual_norm;
 mod rms_norm;
 mod rotary;
