@@ -10,7 +10,7 @@ use lookback_kernels::{
 use lookback_suite::{
     buffer::{Guarded, upload, upload_as},
     device,
-    measure::{Errors, assert_close, gate},
+    measure::{Errors, Gate, assert_close, gate},
     random::Random,
 };
 
@@ -71,6 +71,8 @@ pub struct Case {
     pub positive: bool,
     pub bonus: bool,
     pub out_f32: bool,
+    /// Factors are multiplied as two of 16 bits; with `out_f32`.
+    pub exact: bool,
     pub accumulate: bool,
     pub segment_tokens: usize,
     pub padding: usize,
@@ -106,6 +108,7 @@ impl Case {
             positive: false,
             bonus: false,
             out_f32: false,
+            exact: false,
             accumulate: false,
             segment_tokens: 0,
             padding: 0,
@@ -453,9 +456,10 @@ impl Launches {
             return super::recurrent::launch_walk::<T>(case, args, self.sequences);
         }
         let norm = if case.normalize { "yes" } else { "no" };
+        let exact = if case.exact { "yes" } else { "no" };
         let (kt, bv) = (case.kt.to_string(), case.bv.to_string());
         let variant =
-            [("dtype", T::DTYPE.name()), ("kt", kt.as_str()), ("bv", bv.as_str()), ("norm", norm), ("part", part)];
+            [("dtype", T::DTYPE.name()), ("kt", &*kt), ("bv", &*bv), ("norm", norm), ("exact", exact), ("part", part)];
         let grid = [self.tiles * args.segments * self.sequences, args.heads, 1];
         let side = match case.decay {
             Decay::Key => Some("key"),
@@ -546,7 +550,7 @@ pub fn check<T: Element>(what: &str, case: &Case) -> Errors {
 pub fn compare<T: Element>(what: &str, case: &Case, data: &Data) -> Errors {
     let what = format!("{what}, {}: {case:?}", T::DTYPE);
     let (out, want) = (run::<T>(case, data), walk(case, data));
-    let gate = gate(T::DTYPE);
+    let gate = if case.exact { Gate { rel: 2e-5, row: 1e-4, inf: 1e-4 } } else { gate(T::DTYPE) };
     assert_close(&format!("state of {what}"), &out.h, &want.h, case.key_dim * case.value_dim, gate);
     if case.normalize {
         assert_close(&format!("den of {what}"), &out.den, &want.den, case.heads, gate);

@@ -107,6 +107,25 @@ fn chain_vector_writes_every_kind_of_output() {
     }
 }
 
+/// As the gradients of decays need it: states, values and scores keep the bits that 16 do not hold.
+#[test]
+fn chain_vector_keeps_more_bits_where_it_is_exact() {
+    let exact = |key_dim, value_dim, seq_len| Case {
+        decay: Decay::Value,
+        exact: true,
+        out_f32: true,
+        bv: 64,
+        ..Case::new(seq_len, 1, key_dim, value_dim)
+    };
+    for (key_dim, value_dim) in [(32, 64), (64, 72), (128, 64)] {
+        check::<bf16>("exact", &exact(key_dim, value_dim, 70));
+        check::<f16>("exact", &Case { order: 1, reverse: true, late_cut: true, ..exact(key_dim, value_dim, 40) });
+    }
+    let flags = [vec![5, 24, 50, 64], vec![]];
+    check::<bf16>("exact, segments", &Case { segment_tokens: 48, flags: flags.clone(), ..exact(64, 64, 100) });
+    check::<bf16>("exact, packed", &Case { lengths: vec![33, 0, 67], flags, accumulate: true, ..exact(64, 64, 100) });
+}
+
 #[test]
 fn chain_vector_shares_rows_between_heads() {
     for decay in SIDES {
