@@ -97,12 +97,9 @@ impl Walk {
         let norm = if self.normalize.is_some() { "yes" } else { "no" };
         let mut variant =
             vec![("dtype", self.dtype.name()), ("kt", &keys), ("bv", &values), ("norm", norm), ("part", part)];
+        variant.push(("exact", if self.exact { "yes" } else { "no" }));
         let name = match self.gate.side {
-            Side::None | Side::Scalar => {
-                variant.push(("exact", if self.exact { "yes" } else { "no" }));
-                "linear_attention_chain"
-            }
-            _ if self.exact => return None,
+            Side::None | Side::Scalar => "linear_attention_chain",
             side => {
                 variant.push(("side", if side == Side::Key { "key" } else { "value" }));
                 "linear_attention_chain_vector"
