@@ -231,6 +231,8 @@ fn backward_takes_tensor_cores_where_it_can() {
     };
     assert_eq!(plan(&auto(Decay::None)).paths(), [Path::Chain; 3]);
     assert_eq!(plan(&auto(Decay::Scalar)).paths(), [Path::Chain; 3]);
-    assert_eq!(plan(&auto(Decay::Vector)).paths(), [Path::Recurrent, Path::Recurrent, Path::Chain]);
+    assert_eq!(plan(&auto(Decay::Vector)).paths(), [Path::Chain; 3]);
+    let wide = Case { value_dim: 256, ..auto(Decay::Vector) };
+    assert_eq!(plan(&wide).paths(), [Path::Recurrent, Path::Recurrent, Path::Chain]);
     assert_eq!(plan(&Case { dtype: DType::F32, ..auto(Decay::None) }).paths(), [Path::Recurrent; 3]);
 }
