@@ -265,3 +265,14 @@ fn flow_attention_allocates_for_itself() {
     let out: Vec<f64> = download(&out).into_iter().map(f64::from).collect();
     assert_eq!(out, forward::<f32>(&case, &data));
 }
+
+/// Every access touches as few sectors as its bytes fill.
+#[test]
+fn flow_attention_accesses_are_whole() {
+    let case = Case::causal(1, 64, 2, 64, 64);
+    let data = Data::new::<f32>(&case);
+    let Some(counted) = Counters::of(|| drop(forward::<f32>(&case, &data))) else { return };
+    counted.assert_coalesced("flow attention");
+    let counted = Counters::of(|| drop(backward::<f32>(&case, &data))).expect("counted before");
+    counted.assert_coalesced("its gradients");
+}
