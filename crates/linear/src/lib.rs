@@ -13,7 +13,8 @@
 //!   since waiting for another stream's event ends a capture);
 //! * [`linear_attention`] allocates its outputs, for trying things out;
 //! * [`step`] is one token of decoding, in place;
-//! * [`time_reduce`] lets every token see all tokens, without decay, in one sum and one read.
+//! * [`time_reduce`] lets every token see all tokens, without decay, in one sum and one read;
+//! * [`flow`] is attention that conserves flow, causal or from queries to other keys.
 //!
 //! States, decays and normalisers are `f32` whatever the elements are. On an error nothing is launched and nothing written.
 //!
