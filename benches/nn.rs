@@ -3,7 +3,10 @@
 use crate::{Case, filled};
 use half::bf16;
 use lookback_device::{DeviceInfo, Element, cudarc::driver::CudaSlice};
-use lookback_nn::{Activation, Param, gated_rms_norm, rms_norm, rotary, short_convolution};
+use lookback_nn::{
+    Activation, Param, decay_gate, gated_rms_norm, head_scale, residual_norm, rms_norm, rotary, short_convolution,
+    taylor_map,
+};
 use lookback_suite::device;
 
 /// All of them over `rows` tokens of `width`.
@@ -15,6 +18,10 @@ pub fn cases(info: &DeviceInfo, rows: usize, width: usize) -> Vec<Case> {
         centred_convolution(info, rows, width),
         convolution_backward(info, rows, width),
         turned(info, rows, width),
+        residual_norms(info, rows, width),
+        decays(info, rows, width),
+        head_scaled(info, rows, width),
+        taylor_features(info, rows, width),
     ]
 }
 
@@ -110,4 +117,46 @@ fn turned(info: &DeviceInfo, rows: usize, width: usize) -> Case {
     case("rotary", plan.bytes_moved(), move |_| {
         plan.run(&device::stream(), &x, rotary::Inputs::default(), &mut out).expect("launch");
     })
+}
+
+/// The residual in f32, changed in place, and the next mixer's input.
+fn residual_norms(info: &DeviceInfo, rows: usize, width: usize) -> Case {
+    let options = residual_norm::Options { dtype: bf16::DTYPE, eps: 1e-5, center: false, post: false };
+    let plan = residual_norm::Plan::new(&residual_norm::Shape::dense(rows, width), &options, info).expect("good");
+    let (x, mut residual, weight) = (tensor(rows * width, 0.5), floats(rows * width), floats(width));
+    let mut out = tensor(rows * width, 0.0);
+    case("residual_norm", plan.bytes_moved(), move |_| {
+        let inputs = residual_norm::Inputs { x: Some(&x), weight: Some(&weight), ..Default::default() };
+        plan.run_in_place(&device::stream(), &mut residual, inputs, Some(&mut out)).expect("launch");
+    })
+}
+
+/// A log-decay for each of half as many entries of keys.
+fn decays(info: &DeviceInfo, rows: usize, width: usize) -> Case {
+    let options = decay_gate::Options::log_sigmoid(bf16::DTYPE, 16.0);
+    let plan = decay_gate::Plan::new(&decay_gate::Shape::dense(rows, width / 2), &options, info).expect("good");
+    let (x, mut g) = (tensor(rows * width / 2, 0.5), floats(rows * width / 2));
+    let bytes = plan.bytes_moved() - (rows * width / 2 * size_of::<f32>()) as u64;
+    case("decay_gate", bytes, move |_| {
+        plan.run(&device::stream(), &x, decay_gate::Params::default(), &mut g, None).expect("launch");
+    })
+}
+
+/// Values of heads of 64 times their steps.
+fn head_scaled(info: &DeviceInfo, rows: usize, width: usize) -> Case {
+    let options = head_scale::Options { dtype: bf16::DTYPE, accumulate: false };
+    let plan = head_scale::Plan::new(&head_scale::Shape::dense(rows, width / 64, 64), &options, info).expect("good");
+    let (x, scale, mut out) = (tensor(rows * width, 0.5), floats(rows * width / 64), tensor(rows * width, 0.0));
+    case("head_scale", plan.bytes_moved(), move |_| {
+        let factors = head_scale::Factors { scale: Some(&scale), bias: None };
+        plan.run(&device::stream(), &x, factors, &mut out).expect("launch");
+    })
+}
+
+/// Features of as many heads of 16 as take the room of a tensor.
+fn taylor_features(info: &DeviceInfo, rows: usize, width: usize) -> Case {
+    let heads = (width / taylor_map::FEATURES).max(1);
+    let plan = taylor_map::Plan::new(&taylor_map::Shape::dense(rows, heads, 16), bf16::DTYPE, info).expect("good");
+    let (x, mut out) = (tensor(rows * heads * 16, 0.5), tensor(rows * heads * taylor_map::FEATURES, 0.0));
+    case("taylor_map", plan.bytes_moved(), move |_| plan.run(&device::stream(), &x, &mut out).expect("launch"))
 }

@@ -8,8 +8,10 @@ use crate::{
 use lookback_device::{Class, DType, DeviceInfo, Error};
 use lookback_linear as linear;
 use lookback_nn::{
-    Activation, argmax, cross_entropy, embedding, gate, gated_rms_norm, gemm, rms_norm, rotary,
+    Activation, argmax, cross_entropy, decay_gate, embedding, gate, gated_rms_norm, gemm, head_scale, residual_norm,
+    rms_norm, rotary,
     short_convolution::{self, Window},
+    taylor_map,
 };
 use lookback_scan as scan;
 use proptest::{
@@ -206,6 +208,24 @@ proptest! {
             ..rotary::Options::new(dtype, rotary::Style::Cosine, width)
         };
         let plan = rotary::Plan::new(&shape, &options, &device);
+        blamed.push(plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]));
+        let shape = residual_norm::Shape {
+            rows, width, residual_stride: one, x_stride: two, sum_stride: three, out_stride: four,
+        };
+        let options = residual_norm::Options { dtype, eps, center: true, post: false };
+        let plan = residual_norm::Plan::new(&shape, &options, &device);
+        blamed.push(plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]));
+        let options = decay_gate::Options { dtype, negated: false, bounds: (eps, f32::INFINITY), rate: eps };
+        let shape = decay_gate::Shape { rows, width, x_stride: one, out_stride: two };
+        let plan = decay_gate::Plan::new(&shape, &options, &device);
+        blamed.push(plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]));
+        let shape = head_scale::Shape {
+            rows, heads: third, x_heads: fourth, dim: width, x_stride: one, scale_stride: two, out_stride: three,
+        };
+        let plan = head_scale::Plan::new(&shape, &head_scale::Options { dtype, accumulate: true }, &device);
+        blamed.push(plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]));
+        let shape = taylor_map::Shape { rows, heads: third, dim: width, x_stride: one, out_stride: two };
+        let plan = taylor_map::Plan::new(&shape, dtype, &device);
         blamed.push(plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]));
         prop_assert!(blamed.iter().all(Result::is_ok), "{blamed:?}");
     }

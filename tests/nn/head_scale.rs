@@ -105,9 +105,10 @@ fn head_scale__bad_calls_are_refused() {
     let refused = |shape: Shape| Plan::new(&shape, &options, &info).unwrap_err();
     assert!(matches!(refused(Shape { rows: 1 << 40, ..dense }), Error::Range { arg: "rows", .. }));
     assert!(matches!(refused(Shape { heads: 1 << 17, ..dense }), Error::Range { arg: "heads", .. }));
-    for x_heads in [0, 3] {
+    for x_heads in [0, 3, 4] {
         assert!(matches!(refused(Shape { x_heads, ..dense }), Error::Shape { arg: "x_heads", .. }));
     }
+    assert!(matches!(refused(Shape { heads: 0, x_heads: 1 << 60, ..dense }), Error::Shape { arg: "x_heads", .. }));
     assert!(matches!(refused(Shape { out_stride: 15, ..dense }), Error::Layout { arg: "out", .. }));
     let plan = Plan::new(&dense, &options, &info).unwrap();
     let x = Input::<f32>::dense(&[1.0; 64]);

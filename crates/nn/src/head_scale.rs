@@ -81,7 +81,8 @@ impl Plan {
         check::range(OP, "heads", shape.heads, 0, MAX_HEADS)?;
         check::range(OP, "dim", shape.dim, 0, check::MAX_EXTENT)?;
         check::range(OP, "heads dim", shape.heads.saturating_mul(shape.dim), 0, check::MAX_EXTENT)?;
-        if shape.x_heads != shape.heads && (shape.x_heads == 0 || !shape.heads.is_multiple_of(shape.x_heads)) {
+        let shared = shape.x_heads > 0 && shape.x_heads < shape.heads && shape.heads.is_multiple_of(shape.x_heads);
+        if shape.x_heads != shape.heads && !shared {
             let want = format!("a divisor of {} heads", shape.heads);
             return Err(Error::Shape { op: OP, arg: "x_heads", want, got: vec![shape.x_heads as u64] });
         }
