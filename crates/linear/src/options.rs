@@ -52,7 +52,9 @@ pub enum Mode {
 /// Which kernels run. They compute the same within the accuracy of the element type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Path {
-    /// As [`crate::policy`] says.
+    /// `Chain` where sequences, heads and tiles of values fill most of the device or are short, `Parallel` where they do not, and
+    /// `Recurrent` for f32 and for what tensor cores cannot take: extents and strides of 16-bit types that are no multiples of 8,
+    /// addresses that are none of 16 bytes.
     Auto,
     /// Token by token in f32 arithmetic: any type, any `key_dim` to 256.
     Recurrent,
