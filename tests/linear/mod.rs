@@ -3,6 +3,7 @@ mod backward;
 pub mod backward_case;
 mod backward_laws;
 mod backward_limits;
+mod backward_mutants;
 mod budgets;
 pub mod case;
 mod chain;
