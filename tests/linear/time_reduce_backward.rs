@@ -147,6 +147,20 @@ fn time_reduce_backward_matches_the_oracle_for_every_map() {
 }
 
 #[test]
+fn time_reduce_backward_of_taylor_features() {
+    for (key_dim, value_dim) in [(16, 64), (16, 130), (5, 20)] {
+        let case = Case { batch: 2, ..Case::new(Map::Taylor, 70, key_dim, value_dim) };
+        check::<f32>(&case, true);
+        check::<f16>(&case, true);
+        check::<bf16>(&Case { normalize: false, ..case }, false);
+    }
+    let packed = Case { starts: Some(vec![0, 20, 20, 150]), ..Case::new(Map::Taylor, 150, 16, 40) };
+    let grouped = Case { heads: 4, query_heads: 2, key_heads: 1, prefix: Some(vec![15, 3, 100]), gap: 1, ..packed };
+    check::<f32>(&grouped, true);
+    check::<bf16>(&grouped, true);
+}
+
+#[test]
 fn time_reduce_backward_matches_the_oracle_for_every_size() {
     for (key_dim, value_dim) in [(16, 64), (17, 3), (100, 128), (64, 200), (256, 256)] {
         for map in [Map::EluPlusOne, Map::Softmax] {

@@ -130,7 +130,6 @@ fn oracle(inputs: &Inputs) -> Result<Values> {
 fn cases(dtype: DType) -> Vec<Case> {
     SIZES
         .iter()
-        .filter(|size| size.5 != "taylor")
         .map(|size| {
             let &(b, t, [h, ..], k, v, map, _, packed) = size;
             let mut case = time_reduce::case(dtype, size);

@@ -6,11 +6,13 @@ use cudarc::driver::{CudaStream, sys::CUdeviceptr};
 use lookback_device::{DType, launch};
 use lookback_kernels::{
     Kernel,
-    args::{GroupSum, TimeReduceBwd, TimeReducePrepare, TimeReduceRowDot},
+    args::{GroupSum, TimeReduceBwd, TimeReducePrepare, TimeReduceRowDot, TimeReduceTaylorBwd},
     find,
 };
 
 const OP: &str = super::backward::OP;
+/// Values that a launch of the Taylor kernel takes.
+pub(super) const TAYLOR_VALUES: usize = 64;
 
 /// The kernel of that name and variant.
 pub(super) fn kernel(name: &str, variant: &[(&str, &str)]) -> Result<&'static Kernel> {
@@ -24,6 +26,14 @@ fn blocks(n: u64, of: u64) -> u32 {
 /// Rows of `[B,T]`.
 fn rows(shape: &Shape) -> u64 {
     shape.batch as u64 * shape.seq_len as u64
+}
+
+/// Slots of blocks that have `tokens` tokens of a sequence each.
+fn slots(shape: &Shape, tokens: usize) -> usize {
+    match shape.packed {
+        Some(n) => shape.seq_len / tokens + n,
+        None => shape.seq_len.div_ceil(tokens),
+    }
 }
 
 /// `dn = d_o / den` and `w = -dn . o` of every row.
@@ -115,10 +125,7 @@ pub(super) unsafe fn pull(
     let (xs, ys) = (x.tensor.strides, y.tensor.strides);
     let out = Strided::dense([shape.batch, shape.seq_len, shape.heads], shape.key_dim, 4);
     let tiles = shape.key_dim.div_ceil(64);
-    let slots = match shape.packed {
-        Some(n) => shape.seq_len / tokens + n,
-        None => shape.seq_len.div_ceil(tokens),
-    };
+    let slots = slots(shape, tokens);
     let wide_out = shape.key_dim.is_multiple_of(4) && pull.out.is_multiple_of(16);
     let args = TimeReduceBwd {
         p_x: x.address,
@@ -163,6 +170,57 @@ pub(super) unsafe fn pull(
     let grid = [(slots * tiles) as u32, shape.heads as u32, shape.batch as u32];
     // SAFETY: the caller's promise.
     unsafe { launch(stream, kernel, grid, &args) }
+}
+
+/// As [`pull`] for Taylor features, 64 values at a time: with more, `out` must be f32.
+///
+/// # Safety
+/// As [`prepare`].
+pub(super) unsafe fn pull_taylor(
+    stream: &CudaStream,
+    shape: &Shape,
+    (dtype, tokens): (DType, usize),
+    pull: &Pull<'_>,
+) -> Result<()> {
+    let kernel = kernel("time_reduce_taylor_bwd", &[("dtype", dtype.name())])?;
+    let Pull { x, y, .. } = pull;
+    let (xs, ys) = (x.tensor.strides, y.tensor.strides);
+    let slots = slots(shape, tokens);
+    for first in (0..shape.value_dim).step_by(TAYLOR_VALUES) {
+        let args = TimeReduceTaylorBwd {
+            p_x: x.address + (first * dtype.size()) as u64,
+            p_y: y.address,
+            p_m: pull.m + 4 * first as u64,
+            p_e: if first == 0 { pull.e } else { 0 },
+            p_w: pull.w,
+            p_cu_seqlens: pull.cu_seqlens,
+            p_len: pull.len,
+            p_out: pull.out,
+            x_stride_batch: xs[0],
+            x_stride_token: xs[1],
+            x_stride_head: xs[2],
+            y_stride_batch: ys[0],
+            y_stride_token: ys[1],
+            y_stride_head: ys[2],
+            seq_len: shape.seq_len as u32,
+            sequences: shape.packed.unwrap_or(1) as u32,
+            heads: shape.heads as u32,
+            y_group: (shape.heads / y.tensor.extents[2].max(1)).max(1) as u32,
+            key_dim: shape.key_dim as u32,
+            value_dim: (shape.value_dim - first).min(TAYLOR_VALUES) as u32,
+            row_values: shape.value_dim as u32,
+            apply_bits: tokens.trailing_zeros(),
+            out_f32: u32::from(pull.out_f32),
+            accumulate: u32::from(first > 0),
+            wide_rows: u32::from(x.wide(16 / dtype.size())),
+            scale: pull.scale,
+            lift: pull.lift,
+            taylor_root: (shape.key_dim as f64).powf(-0.25) as f32,
+        };
+        // SAFETY: the caller's promise; launches of a stream follow each other.
+        unsafe { launch(stream, kernel, [slots as u32, shape.heads as u32, shape.batch as u32], &args)? };
+    }
+    Ok(())
 }
 
 /// Dense f32 `[B,T,heads,K]` summed over each head's group, in order, into dense `[B,T,groups,K]` of the element type.

@@ -7,7 +7,7 @@ use super::{
     workspace,
 };
 use crate::{
-    DeviceInfo, Error, Result, Shape, slices,
+    DeviceInfo, Result, Shape, slices,
     strided::{self, Placed, Strided},
 };
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, sys::CUdeviceptr};
@@ -104,7 +104,7 @@ struct Layout {
     dk: Strided,
     dv: Strided,
     dn: Strided,
-    /// Gradients of one head each, in f32, where heads share a row.
+    /// Gradients of one head each, in f32, where heads share a row or values come in parts.
     heads: Strided,
 }
 
@@ -132,22 +132,20 @@ impl BackwardPlan {
     /// Checks sizes and strides and finds the kernels.
     ///
     /// # Errors
-    /// Those of [`Plan::new`]; [`Error::Range`] ← `value_dim` above 256, or more than 65535 rows or heads.
+    /// Those of [`Plan::new`]; [`Error::Range`](crate::Error::Range) ← `value_dim` above 256, or more than 65535 rows or heads.
     pub fn new(shape: &Shape, options: &Options, device: &DeviceInfo) -> Result<Self> {
         let forward = Plan::named(OP, shape, options, device)?;
         strided::range(OP, "value_dim", shape.value_dim, 1, MAX_VALUE_DIM)?;
         strided::range(OP, "heads", shape.heads, 0, MAX_GRID)?;
         strided::range(OP, "batch", shape.batch, 0, MAX_GRID)?;
-        if options.map == Map::Taylor {
-            return Err(Error::NoKernel { op: OP, request: "the gradient of Taylor features".into() });
-        }
         let swapped = Shape { query_heads: shape.key_heads, key_heads: shape.query_heads, ..*shape };
         let policy = options.policy.unwrap_or(Policy::of(shape, device));
         let job = Job::new(OP, &swapped, options.dtype, options.map, policy, device)?;
         let size = options.dtype.size();
         let dense =
             |heads: usize, width: usize, size: usize| Strided::dense([shape.batch, shape.seq_len, heads], width, size);
-        let grouped = shape.query_heads != shape.heads || shape.key_heads != shape.heads;
+        let in_parts = options.map == Map::Taylor && shape.value_dim > adjoint::TAYLOR_VALUES;
+        let grouped = shape.query_heads != shape.heads || shape.key_heads != shape.heads || in_parts;
         let layout = Layout {
             dq: dense(shape.query_heads, shape.key_dim, size),
             dk: dense(shape.key_heads, shape.key_dim, size),
@@ -214,7 +212,8 @@ impl BackwardPlan {
     /// Bitwise; heads that share a row are added in order.
     ///
     /// # Cost
-    /// Three launches, one more for each of a normaliser, a softmax, shared queries and shared keys.
+    /// Three launches, one more for each of a normaliser, a softmax, shared queries and shared keys; for Taylor features two more for each 64
+    /// values after the first.
     pub fn run<T: Element>(
         &self,
         stream: &CudaStream,
@@ -417,14 +416,20 @@ impl BackwardPlan {
         scratch: &Scratch,
     ) -> Result<()> {
         let Plan { shape, options, .. } = &self.forward;
-        let how = (options.dtype, map, self.policy.apply_tokens);
-        if heads == shape.heads {
-            // SAFETY: the caller's promise.
-            return unsafe { adjoint::pull(stream, shape, how, &pull) };
-        }
+        let tokens = self.policy.apply_tokens;
+        let in_parts = map == Map::Taylor && shape.value_dim > adjoint::TAYLOR_VALUES;
+        let whole = heads == shape.heads && !in_parts;
+        let each = if whole { pull } else { Pull { out: scratch.heads, out_f32: true, ..pull } };
         // SAFETY: the caller's promise.
         unsafe {
-            adjoint::pull(stream, shape, how, &Pull { out: scratch.heads, out_f32: true, ..pull })?;
+            if map == Map::Taylor {
+                adjoint::pull_taylor(stream, shape, (options.dtype, tokens), &each)?;
+            } else {
+                adjoint::pull(stream, shape, (options.dtype, map, tokens), &each)?;
+            }
+            if whole {
+                return Ok(());
+            }
             adjoint::group_sum(stream, shape, (options.dtype, heads), scratch.heads, pull.out)
         }
     }
