@@ -192,6 +192,7 @@ fn backward_on_tensor_cores() {
         ] {
             check(&Case { read, mode, flags_every, ..on_tensor_cores(dtype, path, decay) });
         }
+        check(&Case { value_dim: 256, seq_len: 133, key_dim: 40, ..on_tensor_cores(dtype, path, Decay::Scalar) });
         let case = Case { batch: 2, seq_len: 140, ..on_tensor_cores(dtype, path, Decay::None) };
         check(&Case { normalize: Some(0.5), ..case.clone() });
         check(&Case { mode: Mode::PrefixRead, prefix: vec![131, 60], ..case.clone() });
@@ -234,5 +235,6 @@ fn backward_takes_tensor_cores_where_it_can() {
     assert_eq!(plan(&auto(Decay::Vector)).paths(), [Path::Chain; 3]);
     let wide = Case { value_dim: 256, ..auto(Decay::Vector) };
     assert_eq!(plan(&wide).paths(), [Path::Recurrent, Path::Recurrent, Path::Chain]);
+    assert_eq!(plan(&Case { value_dim: 256, ..auto(Decay::Scalar) }).paths(), [Path::Chain; 3]);
     assert_eq!(plan(&Case { dtype: DType::F32, ..auto(Decay::None) }).paths(), [Path::Recurrent; 3]);
 }

@@ -12,6 +12,7 @@
 //!   the kernels are loaded, by a first run, both can be captured into a graph and replayed (`run` with cudarc's event tracking off,
 //!   since waiting for another stream's event ends a capture);
 //! * [`linear_attention`] allocates its outputs, for trying things out;
+//! * [`BackwardPlan`] and [`linear_attention_backward`] are the same for the gradients, in every mode;
 //! * [`step`] is one token of decoding, in place;
 //! * [`time_reduce`] lets every token see all tokens, without decay, in one sum and one read;
 //! * [`flow`] is attention that conserves flow, causal or from queries to other keys.

@@ -45,7 +45,7 @@ pub struct BackwardPlan {
 impl BackwardPlan {
     /// Checks sizes, strides and options, and finds the kernels. With [`Path::Auto`] each of the walks has a path of its own. With a
     /// decay the walks of `dq` and `dk` need factors of more than 16 bits, and take [`Path::Recurrent`] where tensor cores have no such
-    /// kernel: values above 128.
+    /// kernel: values above 128 with a decay of every entry of a key.
     ///
     /// # Errors
     /// Those of [`Plan::new`]; [`Error::Range`] ← values above [`MAX_KEY_DIM`], with a normaliser above 248, because a walk has them

@@ -9,9 +9,8 @@ use super::{
     launches::{self, Columns, DecayGradient, Prefix, Prepared, dense},
     scratch::{Needs, Scratch},
 };
-use crate::Path;
 use crate::{
-    Decay, Result,
+    Decay, Path, Result,
     walk::{Order, Rows, Side, States, Walk, launch},
 };
 use cudarc::driver::{CudaStream, sys::CUdeviceptr};
