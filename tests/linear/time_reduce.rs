@@ -88,6 +88,19 @@ fn time_reduce_groups_and_strides() {
 }
 
 #[test]
+fn time_reduce_nan_stays_in_its_head_and_its_row() {
+    let case = Case { heads: 2, ..Case::new(Map::EluPlusOne, 80, 32, 32) };
+    let mut data = Data::new::<bf16>(&case);
+    data.q[(7 * 2 + 1) * 32 + 3] = f64::NAN;
+    data.k[(40 * 2) * 32] = f64::NAN;
+    let out = forward::<bf16>(&case, &data).o;
+    for (i, row) in out.chunks_exact(32).enumerate() {
+        let poisoned = i % 2 == 0 || i == 7 * 2 + 1;
+        assert!(row.iter().all(|o| o.is_nan() == poisoned), "token {} head {}", i / 2, i % 2);
+    }
+}
+
+#[test]
 fn time_reduce_large_sums_do_not_overflow_f16() {
     let case = Case { heads: 1, query_heads: 1, key_heads: 1, ..Case::new(Map::Identity, 256, 16, 16) };
     let mut data = Data::new::<f16>(&case);
