@@ -1,9 +1,11 @@
 //! Sequence kernels in hand-written PTX, on your own cudarc slices and stream.
 //!
 //! This crate is the one to add. It re-exports the families and the cudarc that they are built with:
+//! * [`linear`]: linear attention `S[t] = e^g[t] S[t-1] + k[t] v[t]^T` in chunks on tensor cores, in every mode, forward and backward;
+//!   its decode step, sums without an order in time, Flow-Attention;
 //! * [`scan`]: gated scans `h[t] = a[t] h[t-1] + b[t]`, forward and backward, in one launch by decoupled look-back;
-//! * [`nn`]: matrix product, RMS norm, embedding, gate, short convolution, argmax, cross-entropy;
-//! * [`model`]: a bidirectional Gated SSM made of both;
+//! * [`nn`]: matrix product, norms, embedding, gate, short convolution, rotary positions, argmax, cross-entropy;
+//! * [`model`]: Birdie's Gated SSM, Mamba-2, Hydra, LightNet, Based and JRT, GLA and RetNet;
 //! * [`open`] and [`DeviceInfo`]: a device, or the emulator where there is none. Contexts that you opened yourself do as well.
 //!
 //! Every operation has a `Plan`: `Plan::new` validates sizes, strides and options and allocates nothing; `Plan::run` checks the
