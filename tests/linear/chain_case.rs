@@ -7,6 +7,7 @@ use lookback_kernels::{
     args::{LinearAttentionChain, LinearAttentionChainVector, LinearAttentionStatePass},
     find,
 };
+use lookback_reference::time_reduce::Map;
 use lookback_suite::{
     buffer::{Guarded, upload, upload_as},
     device,
@@ -46,6 +47,8 @@ pub struct Case {
     pub seq_len: usize,
     pub heads: usize,
     pub key_dim: usize,
+    /// Keys and queries are expanded to Taylor features, of which states have 153.
+    pub taylor: bool,
     pub value_dim: usize,
     pub kt: usize,
     pub bv: usize,
@@ -88,6 +91,7 @@ impl Case {
             seq_len,
             heads,
             key_dim,
+            taylor: false,
             value_dim,
             kt: key_dim.next_power_of_two().max(32),
             bv: if value_dim > 64 { 128 } else { 64 },
@@ -115,6 +119,11 @@ impl Case {
             scale: (key_dim as f32).sqrt().recip(),
             token_by_token: false,
         }
+    }
+
+    /// Keys of a state.
+    pub fn keys(&self) -> usize {
+        if self.taylor { Map::Taylor.features(self.key_dim) } else { self.key_dim }
     }
 
     /// Rows and limits of the sequences.
@@ -176,8 +185,8 @@ impl Data {
             v,
             g: random.uniforms::<f32>(rows * heads * case.decay.width(case), case.g_low, 0.0),
             u: random.normals::<f32>(heads * case.key_dim),
-            h0: random.normals::<f32>(n * heads * case.key_dim * case.value_dim),
-            z0: random.uniforms::<f32>(n * heads * case.key_dim, z_low, 1.0),
+            h0: random.normals::<f32>(n * heads * case.keys() * case.value_dim),
+            z0: random.uniforms::<f32>(n * heads * case.keys(), z_low, 1.0),
             old: random.normals::<T>(rows * heads * case.value_dim),
         }
     }
@@ -185,7 +194,7 @@ impl Data {
 
 /// The walk in f64, token by token.
 pub fn walk(case: &Case, data: &Data) -> Output {
-    let (kd, vd, heads) = (case.key_dim, case.value_dim, case.heads);
+    let (kd, vd, heads) = (case.keys(), case.value_dim, case.heads);
     let sequences = case.sequences();
     let mut out = Output {
         o: if case.accumulate { data.old.clone() } else { vec![0.0; case.batch * case.seq_len * heads * vd] },
@@ -206,8 +215,13 @@ pub fn walk(case: &Case, data: &Data) -> Output {
                 let of = |tensor: &'_ [f64], group: usize, dim: usize| {
                     tensor[(row * (heads / group) + head / group) * dim..][..dim].to_vec()
                 };
-                let (q, k, v) =
-                    (of(&data.q, case.groups[0], kd), of(&data.k, case.groups[1], kd), of(&data.v, case.groups[2], vd));
+                let (q, k, v) = (
+                    of(&data.q, case.groups[0], case.key_dim),
+                    of(&data.k, case.groups[1], case.key_dim),
+                    of(&data.v, case.groups[2], vd),
+                );
+                let map = |x: Vec<f64>| if case.taylor { Map::Taylor.of(&x) } else { x };
+                let (q, k) = (map(q), map(k));
                 let width = case.decay.width(case);
                 let g = |i: usize, j: usize| match case.decay {
                     Decay::None => 0.0,
@@ -306,8 +320,13 @@ struct Launches {
 /// Runs the case on the device.
 pub fn run<T: Element>(case: &Case, data: &Data) -> Output {
     let stream = device::stream();
-    let (kd, vd, heads, pad) = (case.key_dim, case.value_dim, case.heads, case.padding);
-    let widths = [heads / case.groups[0] * kd, heads / case.groups[1] * kd, heads / case.groups[2] * vd, heads * vd];
+    let (kd, vd, heads, pad) = (case.keys(), case.value_dim, case.heads, case.padding);
+    let widths = [
+        heads / case.groups[0] * case.key_dim,
+        heads / case.groups[1] * case.key_dim,
+        heads / case.groups[2] * vd,
+        heads * vd,
+    ];
     let (q, k, v) =
         (rows::<T>(&data.q, widths[0], pad), rows::<T>(&data.k, widths[1], pad), rows::<T>(&data.v, widths[2], pad));
     let (g, u, z0) = (upload_as::<f32>(&data.g), upload_as::<f32>(&data.u), upload_as::<f32>(&data.z0));
@@ -380,10 +399,10 @@ pub fn run<T: Element>(case: &Case, data: &Data) -> Output {
             p_den: some(case.normalize, den),
             q_stride_batch: row(widths[0]) * case.seq_len as i64,
             q_stride_token: row(widths[0]),
-            q_stride_head: kd as i64,
+            q_stride_head: case.key_dim as i64,
             k_stride_batch: row(widths[1]) * case.seq_len as i64,
             k_stride_token: row(widths[1]),
-            k_stride_head: kd as i64,
+            k_stride_head: case.key_dim as i64,
             v_stride_batch: row(widths[2]) * case.seq_len as i64,
             v_stride_token: row(widths[2]),
             v_stride_head: vd as i64,
@@ -408,7 +427,7 @@ pub fn run<T: Element>(case: &Case, data: &Data) -> Output {
             seq_len: case.seq_len as u32,
             sequences: n as u32,
             heads: heads as u32,
-            key_dim: kd as u32,
+            key_dim: case.key_dim as u32,
             value_dim: vd as u32,
             split: case.split as u32,
             segment_tokens: segment as u32,
@@ -551,10 +570,10 @@ pub fn compare<T: Element>(what: &str, case: &Case, data: &Data) -> Errors {
     let what = format!("{what}, {}: {case:?}", T::DTYPE);
     let (out, want) = (run::<T>(case, data), walk(case, data));
     let gate = if case.exact { Gate { rel: 2e-5, row: 1e-4, inf: 1e-4 } } else { gate(T::DTYPE) };
-    assert_close(&format!("state of {what}"), &out.h, &want.h, case.key_dim * case.value_dim, gate);
+    assert_close(&format!("state of {what}"), &out.h, &want.h, case.keys() * case.value_dim, gate);
     if case.normalize {
         assert_close(&format!("den of {what}"), &out.den, &want.den, case.heads, gate);
-        assert_close(&format!("z of {what}"), &out.z, &want.z, case.key_dim, gate);
+        assert_close(&format!("z of {what}"), &out.z, &want.z, case.keys(), gate);
     }
     assert_close(&what, &out.o, &want.o, case.value_dim, gate)
 }

@@ -38,6 +38,25 @@ fn chain_costs_what_its_contract_says() {
         assert_eq!(counted.number("tensor_flops"), chunks * products(&case) * 4096, "{what}");
         let ideal = counted.number("global_stores/ideal_sectors");
         assert_eq!(counted.number("global_stores/sectors"), ideal, "{what}");
-        println!("{what}: {} warp instructions a chunk", counted.number("warp_instructions") / chunks);
+    }
+}
+
+/// Instructions of a warp for 16 more tokens, of all warps: what issues them is the second limit after memory.
+#[test]
+fn chain_instructions_stay_few() {
+    for (case, most) in [
+        (Case::new(0, 1, 128, 128), 2750),
+        (Case::new(0, 1, 128, 64), 1900),
+        (Case::new(0, 1, 64, 64), 1500),
+        (Case { normalize: true, ..Case::new(0, 1, 128, 128) }, 3700),
+    ] {
+        let count = |seq_len: usize| {
+            let case = Case { seq_len, ..case.clone() };
+            let data = Data::new::<bf16>(&case, 1);
+            Counters::of(|| drop(run::<bf16>(&case, &data))).map(|c| c.number("warp_instructions"))
+        };
+        let (Some(few), Some(many)) = (count(128), count(256)) else { return };
+        let chunk = (many - few) / 8;
+        assert!(chunk <= most, "{} {}: {chunk} instructions, more than {most}", case.key_dim, case.value_dim);
     }
 }

@@ -11,6 +11,7 @@ mod chain_case;
 mod chain_counters;
 pub mod chain_mutants;
 mod chain_poison;
+mod chain_taylor;
 mod chain_vector;
 mod chain_vector_counters;
 mod chain_vector_mutants;
