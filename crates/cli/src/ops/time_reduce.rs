@@ -12,11 +12,11 @@ use crate::{
 };
 use lookback_device::{
     DType, Element,
-    cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut},
+    cudarc::driver::{CudaSlice, DevicePtr},
 };
 use lookback_linear::{
     Shape, check,
-    time_reduce::{self, Map, Options, Plan, Workspace},
+    time_reduce::{self, Map, Options, Reduced},
 };
 use lookback_reference::time_reduce as reference;
 
@@ -120,22 +120,9 @@ fn run<T: Element>(session: &Session, inputs: &Inputs) -> Result<Tensors> {
     let v = session.upload(&inputs.tensor("v")?.as_elements::<T>())?;
     let Shape { batch, seq_len, heads, value_dim, .. } = shape;
     let (sequences, features) = (shape.sequences(), options.map.features(shape.key_dim));
-    let mut o = q.as_ref().map(|_| session.zeros::<T>(batch * seq_len * heads * value_dim)).transpose()?;
-    let normalizes = options.normalize.is_some() && q.is_some();
-    let mut den = normalizes.then(|| session.zeros::<f32>(batch * seq_len * heads)).transpose()?;
-    let mut kv = session.zeros::<f32>(sequences * heads * features * value_dim)?;
-    let mut ksum = session.zeros::<f32>(sequences * heads * features)?;
-    let plan = Plan::new(&shape, &options, &session.info)?;
-    let mut workspace = Workspace::new(&session.stream, plan.workspace_bytes())?;
     let tensors =
         time_reduce::Inputs { q: some(&q), k: &k, v: &v, cu_seqlens: some(&starts), prefix_len: some(&prefix) };
-    let outputs = time_reduce::Outputs {
-        o: o.as_mut().map(|o| o as &mut dyn DevicePtrMut<T>),
-        den: den.as_mut().map(|d| d as &mut dyn DevicePtrMut<f32>),
-        kv: Some(&mut kv),
-        ksum: Some(&mut ksum),
-    };
-    plan.run(&session.stream, &tensors, outputs, &mut workspace)?;
+    let Reduced { o, den, kv, ksum } = time_reduce::time_reduce(&session.stream, &shape, &options, &tensors)?;
     let mut out = Tensors::from([
         ("kv".into(), Tensor::elements(&[sequences, heads, features, value_dim], &session.download(&kv)?)),
         ("ksum".into(), Tensor::elements(&[sequences, heads, features], &session.download(&ksum)?)),

@@ -4,6 +4,7 @@
 //! early heads are read while later ones are summed. With no queries it is an encoder's state.
 
 mod adjoint;
+mod allocate;
 mod backward;
 mod job;
 mod plan;
@@ -11,6 +12,7 @@ mod policy;
 mod run;
 mod workspace;
 
+pub use allocate::{Reduced, time_reduce};
 pub use backward::{BackwardInputs, BackwardOutputs, BackwardPlan, RawBackwardInputs, RawBackwardOutputs};
 pub use plan::Plan;
 pub use policy::Policy;
