@@ -3,7 +3,7 @@
 use super::time_reduce_case::{Case, Data, MAPS, check, forward, forward_in};
 use half::{bf16, f16};
 use lookback_device::{
-    DType, Error,
+    DType, Element, Error,
     cudarc::driver::{DevicePtr, DevicePtrMut},
 };
 use lookback_linear::{
@@ -14,6 +14,7 @@ use lookback_suite::{
     buffer::{Guarded, upload, upload_as},
     counters::{Counters, Switch},
     device,
+    measure::{assert_close, gate},
 };
 
 #[test]
@@ -98,6 +99,38 @@ fn time_reduce_nan_stays_in_its_head_and_its_row() {
         let poisoned = i % 2 == 0 || i == 7 * 2 + 1;
         assert!(row.iter().all(|o| o.is_nan() == poisoned), "token {} head {}", i / 2, i % 2);
     }
+}
+
+/// In front, at the end of a segment, and a column of nothing else: a key of minus infinity has no weight.
+fn masked_keys<T: Element>() {
+    let case = Case { heads: 1, query_heads: 1, key_heads: 1, ..Case::new(Map::Softmax, 130, 20, 16) };
+    let mut data = Data::new::<T>(&case);
+    for (i, k) in data.k.iter_mut().enumerate() {
+        let (token, column) = (i / 20, i % 20);
+        if token < 40 || (96..128).contains(&token) || column == 3 {
+            *k = f64::NEG_INFINITY;
+        }
+    }
+    let got = forward::<T>(&case, &data);
+    data.k.iter_mut().for_each(|k| *k = k.max(-1e4));
+    let mut want = lookback_reference::time_reduce::forward(&case.reference(), &data.q, &data.k, &data.v);
+    // Its column 3 weighs all tokens alike; here it is empty.
+    want.kv[3 * 16..4 * 16].fill(0.0);
+    for (token, row) in want.o.chunks_exact_mut(16).enumerate() {
+        for (v, o) in row.iter_mut().enumerate() {
+            *o = 0.5 * (0..20).map(|c| data.q[token * 20 + c] * want.kv[c * 16 + v]).sum::<f64>();
+        }
+    }
+    assert_eq!(got.ksum[3], f64::NEG_INFINITY, "{}", T::DTYPE);
+    assert_close(&format!("kv of {}", T::DTYPE), &got.kv, &want.kv, 16, gate(T::DTYPE));
+    assert_close(&format!("o of {}", T::DTYPE), &got.o, &want.o, 16, gate(T::DTYPE));
+}
+
+#[test]
+fn time_reduce_softmax_masked_keys_have_no_weight() {
+    masked_keys::<f32>();
+    masked_keys::<f16>();
+    masked_keys::<bf16>();
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use super::case::{Case, Computed, Data, Direction, Uploaded, run, run_inputs};
 use cudarc::driver::DevicePtr;
-use lookback_device::DType;
-use lookback_linear::{Decay, Inputs, Mode, Read};
+use half::f16;
+use lookback_device::{DType, Element};
+use lookback_linear::{Decay, Inputs, Mode, Path, Read};
 use lookback_suite::{buffer::upload, random::Random};
 
 const STARTS: [i32; 8] = [0, 0, 1, 9, 9, 17, 33, 40];
@@ -66,12 +67,11 @@ fn linear_attention_packed_equals_one_sequence_after_the_other_to_the_bit() {
     }
 }
 
-#[test]
-fn linear_attention_hostile_starts_touch_nothing_outside() {
+/// Starts that nobody should pass.
+fn hostile<T: Element>(case: &Case) {
     let mut random = Random::new(5);
-    let case = Case { starts: Some(vec![0, 10, 20, 30, 40]), ..packed(DType::F32) };
-    let data = Data::new::<f32>(&case);
-    let on = Uploaded::<f32>::new(&case, &data);
+    let data = Data::new::<T>(case);
+    let on = Uploaded::<T>::new(case, &data);
     for round in 0..5 {
         // Descending starts: after the clamp only the first sequence has tokens, so no two blocks write one row.
         let mut starts: Vec<i32> = (0..5).map(|_| random.uniform(-100.0, 200.0) as i32).collect();
@@ -84,7 +84,16 @@ fn linear_attention_hostile_starts_touch_nothing_outside() {
         let hostile = upload(&starts);
         let inputs = Inputs { cu_seqlens: Some(&hostile as &dyn DevicePtr<i32>), ..on.inputs() };
         // Reading checks the guards, and the emulator every access.
-        let got = run_inputs(&case, &case.plan(), &inputs);
-        assert!(got.state.iter().all(|v| v.is_finite()), "{starts:?}");
+        let got = run_inputs(case, &case.plan(), &inputs);
+        assert!(got.state.iter().all(|v| v.is_finite()), "{:?}: {starts:?}", case.path);
+    }
+}
+
+#[test]
+fn linear_attention_hostile_starts_touch_nothing_outside() {
+    let case = Case { starts: Some(vec![0, 10, 20, 30, 40]), ..packed(DType::F32) };
+    hostile::<f32>(&case);
+    for path in [Path::Chain, Path::Parallel] {
+        hostile::<f16>(&Case { dtype: DType::F16, path, ..case.clone() });
     }
 }
