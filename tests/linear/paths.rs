@@ -7,6 +7,7 @@ use lookback_device::{DType, Error};
 use lookback_linear::{Decay, Mode, Outputs, Path, Read};
 use lookback_suite::{
     buffer::{Guarded, upload_as},
+    counters::Switch,
     device,
 };
 
@@ -167,5 +168,16 @@ fn linear_attention_paths_stay_near_the_walk_token_by_token() {
             (run::<bf16>(&case, &data), run::<bf16>(&Case { path: Path::Recurrent, ..case.clone() }, &data));
         case.compare(&chunked, &single);
         assert_ne!(chunked.o, single.o, "other kernels");
+    }
+}
+
+/// A Hopper cuts off what it adds up, instead of rounding it.
+#[test]
+fn linear_attention_paths_with_sums_that_are_cut_off() {
+    let _hopper = Switch::set("mma", "hopper", "fma");
+    for (path, dtype) in PATHS.into_iter().zip([DType::F16, DType::Bf16]) {
+        for decay in [Decay::None, Decay::Scalar, Decay::Vector] {
+            Case { read: Read::Shifted, mode: Mode::Bidirectional, ..case(dtype, path, decay) }.check();
+        }
     }
 }

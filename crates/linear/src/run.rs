@@ -12,8 +12,8 @@ use lookback_device::Element;
 
 impl Plan {
     /// The output at every token, and the states after the last, in one launch: two with [`Mode::PrefixRead`], three a direction with
-    /// [`Path::Parallel`](crate::Path::Parallel). Both directions of [`Mode::Bidirectional`] are one launch with
-    /// [`Path::Chain`](crate::Path::Chain), each block walking one way and then the other; token by token they are two.
+    /// [`Path::Parallel`]. Both directions of [`Mode::Bidirectional`] are one launch with
+    /// [`Path::Chain`], each block walking one way and then the other; token by token they are two.
     ///
     /// # Shapes
     /// As the members of [`Inputs`] and [`Outputs`] say, with the plan's type and strides. With `T = 0` states are copied.
@@ -25,7 +25,7 @@ impl Plan {
     /// an input or another output; [`Error::Workspace`](crate::Error::Workspace) ← it is too small. Nothing is written on these.
     ///
     /// # Numerics
-    /// States, decays, normalisers and their sums are f32. [`Path::Recurrent`](crate::Path::Recurrent) computes in f32 and rounds
+    /// States, decays, normalisers and their sums are f32. [`Path::Recurrent`] computes in f32 and rounds
     /// the output once; the others multiply 16-bit elements on tensor cores. The output of a bidirectional mode in 16 bits is
     /// rounded after each direction. Log-decays above 0 are the caller's mistake, see [`Decay`].
     ///

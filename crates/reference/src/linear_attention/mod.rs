@@ -2,7 +2,7 @@
 //!
 //! `S_t = e^{g_t} S_{t-1} + k_t v_t^T` and `o_t = scale S_t^T q_t`, with the read before the update, or handed one token on
 //! ([`Read`]), a normaliser, packed sequences, cuts by flags, both directions, and prefixes that every token sees.
-//! [`backward`] is the adjoint of the same loop, taken step by step in the opposite order; it knows no closed form.
+//! [`backward()`] is the adjoint of the same loop, taken step by step in the opposite order; it knows no closed form.
 //!
 //! Tensors are flat and dense: `q [B,T,Hq,K]`, `k [B,T,Hk,K]`, `v` and `o [B,T,H,V]`, states `[N,H,K,V]` and `[N,H,K]`, where `N` is the
 //! number of sequences. A *cut* at a token empties the state before anything else happens there; its decay is not used.
@@ -88,7 +88,7 @@ pub enum Decay<'a> {
     Vector(&'a [f64]),
 }
 
-/// The tensors of [`forward`].
+/// The tensors of [`forward()`].
 #[derive(Debug, Clone, Copy)]
 pub struct Inputs<'a> {
     /// `[B,T,Hq,K]`.
