@@ -171,6 +171,10 @@ impl BackwardPlan {
         };
         let only =
             |arg, address: CUdeviceptr, meant: bool| strided::given(OP, arg, address != 0 && meant, address != 0);
+        // The address of an input without elements does not say whether there is one.
+        let apart = |arg, address, tensor: &Strided, input: CUdeviceptr| {
+            exactly(arg, address, tensor, input != 0 || (both && empty(tensor)))
+        };
         let layout = &self.forward.layout;
         exactly("denominator", inputs.denominator, &layout.denominator, normalized)?;
         if normalized {
@@ -181,9 +185,9 @@ impl BackwardPlan {
         exactly("dg", outputs.dg, &self.layout.dg, decays)?;
         exactly("d_bonus", outputs.d_bonus, &layout.bonus, forward.bonus != 0)?;
         only("d_normalizer out", outputs.d_normalizer, normalized)?;
-        exactly("reverse.dq", outputs.reverse_dq, &self.layout.dq, forward.reverse_q != 0)?;
-        exactly("reverse.dk", outputs.reverse_dk, &self.layout.dk, forward.reverse_k != 0)?;
-        exactly("reverse.dg", outputs.reverse_dg, &self.layout.dg, forward.reverse_g != 0)?;
+        apart("reverse.dq", outputs.reverse_dq, &self.layout.dq, forward.reverse_q)?;
+        apart("reverse.dk", outputs.reverse_dk, &self.layout.dk, forward.reverse_k)?;
+        apart("reverse.dg", outputs.reverse_dg, &self.layout.dg, forward.reverse_g)?;
         only("reverse.d_state", outputs.reverse_d_state, both)
     }
 
