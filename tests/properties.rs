@@ -119,7 +119,8 @@ proptest! {
             key_dim: key_dim.min(32).next_multiple_of(8), value_dim: value_dim.min(1 << 20).next_multiple_of(8), ..dense
         };
         for shape in [dense, aligned, linear::Shape { query_heads, key_heads, ..dense }, linear::Shape { strides, ..dense }] {
-            let options = linear::Options { dtype, decay, read, mode, normalize, path, scale: 1.0 };
+            let features = linear::Features::Identity;
+            let options = linear::Options { features, dtype, decay, read, mode, normalize, path, scale: 1.0 };
             let plan = linear::Plan::new(&shape, &options, &device());
             let blamed = plan_or_blame(plan, |p| [p.workspace_bytes(), p.bytes_moved(), p.flops()]);
             prop_assert!(blamed.is_ok(), "{blamed:?}");

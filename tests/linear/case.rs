@@ -3,8 +3,11 @@
 use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
 use half::{bf16, f16};
 use lookback_device::{DType, Element};
-use lookback_linear::{Decay, Inputs, Mode, Options, Outputs, Path, Plan, Read, ReverseInputs, Shape};
-use lookback_reference::linear_attention::{self as reference, Attention};
+use lookback_linear::{Decay, Features, Inputs, Mode, Options, Outputs, Path, Plan, Read, ReverseInputs, Shape};
+use lookback_reference::{
+    linear_attention::{self as reference, Attention},
+    time_reduce::Map,
+};
 use lookback_suite::{
     buffer::{Guarded, upload, upload_as},
     device,
@@ -16,6 +19,8 @@ use lookback_suite::{
 #[derive(Debug, Clone)]
 pub struct Case {
     pub dtype: DType,
+    /// With them, `key_dim` is that of queries and keys alone.
+    pub features: Features,
     pub batch: usize,
     pub seq_len: usize,
     pub heads: usize,
@@ -51,6 +56,7 @@ impl Case {
     pub fn new(dtype: DType, batch: usize, seq_len: usize, key_dim: usize, value_dim: usize) -> Self {
         Self {
             dtype,
+            features: Features::Identity,
             batch,
             seq_len,
             heads: 2,
@@ -87,6 +93,7 @@ impl Case {
     pub fn options(&self) -> Options {
         Options {
             dtype: self.dtype,
+            features: self.features,
             decay: self.decay,
             read: self.read,
             mode: self.mode,
@@ -94,6 +101,11 @@ impl Case {
             normalize: self.normalize,
             path: self.path,
         }
+    }
+
+    /// Keys of a state.
+    pub fn keys(&self) -> usize {
+        self.features.width(self.key_dim)
     }
 
     pub fn plan(&self) -> Plan {
@@ -121,11 +133,11 @@ impl Case {
         let close = |what: &str, got: &[f64], want: &[f64], row: usize, gate| {
             assert_close(&format!("{what} of {self:?}"), got, want, row.max(1), gate);
         };
-        let matrix = self.key_dim * self.value_dim;
+        let matrix = self.keys() * self.value_dim;
         close("o", &got.o, &want.o, self.value_dim, gate(self.dtype));
         close("state", &got.state, &want.state, matrix, states);
         close("reverse state", &got.reverse_state, &want.reverse_state, matrix, states);
-        close("normalizer", &got.normalizer, &want.normalizer, self.key_dim, states);
+        close("normalizer", &got.normalizer, &want.normalizer, self.keys(), states);
         close("denominator", &got.denominator, &want.denominator, self.heads, states);
     }
 }
@@ -165,10 +177,11 @@ impl Data {
     pub fn new<T: Element>(case: &Case) -> Self {
         let mut random = Random::new(case.seed);
         let (tokens, n) = (case.batch * case.seq_len, case.shape().sequences());
-        let states = n * case.heads * case.key_dim;
-        // A denominator near zero says nothing: with a normaliser, queries and keys are positive.
+        let states = n * case.heads * case.keys();
+        // A denominator near zero says nothing: with a normaliser, queries and keys are positive. Taylor features have products above
+        // zero whatever they are of.
         let normalized = case.normalize.is_some();
-        let rows = |random: &mut Random, heads: usize| match normalized {
+        let rows = |random: &mut Random, heads: usize| match normalized && case.features == Features::Identity {
             true => random.uniforms::<T>(tokens * heads * case.key_dim, 0.1, 1.0),
             false => random.normals::<T>(tokens * heads * case.key_dim),
         };
@@ -222,7 +235,7 @@ impl Data {
             heads: case.heads,
             q_heads: case.query_heads,
             k_heads: case.key_heads,
-            key_dim: case.key_dim,
+            key_dim: case.keys(),
             value_dim: case.value_dim,
             mode: match case.mode {
                 Mode::Causal | Mode::PrefixState | Mode::PrefixRead => reference::Mode::Causal,
@@ -261,7 +274,25 @@ impl Data {
         }
     }
 
+    /// With the features of queries and keys in their place.
+    fn expanded(&self, case: &Case) -> Self {
+        let mut data = self.clone();
+        for direction in std::iter::once(&mut data.own).chain(&mut data.reverse) {
+            for rows in [&mut direction.q, &mut direction.k] {
+                *rows = rows.chunks_exact(case.key_dim).flat_map(|x| Map::Taylor.of(x)).collect();
+            }
+        }
+        data
+    }
+
     pub fn oracle(&self, case: &Case) -> Computed {
+        match case.features {
+            Features::Identity => self.attend(case),
+            Features::Taylor => self.expanded(case).attend(case),
+        }
+    }
+
+    fn attend(&self, case: &Case) -> Computed {
         let (attention, inputs) = (self.attention(case), self.inputs(case));
         let out = reference::forward(&attention, &inputs);
         let normalized = case.normalize.is_some();
@@ -378,7 +409,7 @@ pub fn run<T: Element>(case: &Case, data: &Data) -> Computed {
 /// The same with a plan and inputs of the caller's; the output is without gaps.
 pub fn run_inputs<T: Element>(case: &Case, plan: &Plan, inputs: &Inputs<'_, T>) -> Computed {
     let (tokens, n) = (case.batch * case.seq_len, case.shape().sequences());
-    let states = n * case.heads * case.key_dim;
+    let states = n * case.heads * case.keys();
     let floats = |wanted: bool, len: usize| Guarded::<f32>::poisoned(if wanted { len } else { 0 }, 0);
     let normalized = case.normalize.is_some();
     let both = case.mode == Mode::Bidirectional;

@@ -31,6 +31,7 @@ mod properties;
 mod recurrent;
 mod recurrent_mutants;
 mod step;
+mod taylor;
 mod time_reduce;
 mod time_reduce_backward;
 mod time_reduce_case;

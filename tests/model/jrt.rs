@@ -147,28 +147,44 @@ fn every_token_equals_the_reference_bf16() {
 }
 
 /// The encoder's sums are frozen into the state: later tokens are read once. So the reference of a step encodes no more than the prompt.
-#[test]
-fn prompts_and_their_steps_equal_the_reference() {
+/// A row of logits is held against `each`, all of them together against `all`.
+fn prompts_and_their_steps_equal_the_reference<T: Element>(each: Gate, all: Gate) {
     for (config, lengths) in [(small(), [9, 9]), (small(), [4, 4]), (based(), [9, 3])] {
-        let draft = draft::<f32>(&config, false);
-        let model = Jrt::<f32>::load(&stream(), &draft.checkpoint(), &config).unwrap();
+        let draft = draft::<T>(&config, false);
+        let model = Jrt::<T>::load(&stream(), &draft.checkpoint(), &config).unwrap();
         let frozen = Config { encoded: config.encoded.min(lengths[0]), ..config.clone() };
         let reference = reference(&frozen, &draft);
         let mut rows: Vec<Vec<i32>> = lengths.map(tokens).to_vec();
         rows[1][0] = 17;
         let prompts: Vec<&[i32]> = rows.iter().map(Vec::as_slice).collect();
         let (mut logits, mut generation) = model.prefill(&prompts).unwrap();
+        let (mut got_all, mut wanted_all) = (Vec::new(), Vec::new());
         for step in 0..4 {
             for (row, got) in rows.iter().zip(logits.chunks_exact(config.vocabulary)) {
                 let wanted = wanted(&reference, row);
                 let last = &wanted[wanted.len() - config.vocabulary..];
-                assert_close(&format!("step {step}"), &widened(got), last, config.vocabulary, Gate::F32);
+                assert_close(&format!("step {step}"), &widened(got), last, config.vocabulary, each);
+                got_all.extend(widened(got));
+                wanted_all.extend_from_slice(last);
             }
             let next = [step, 28 - step];
             rows.iter_mut().zip(next).for_each(|(row, token)| row.push(token));
             logits = model.step(&mut generation, &next).unwrap();
         }
+        let e = assert_close("all steps", &got_all, &wanted_all, config.vocabulary, all);
+        println!("{} {:?}: {e:?}", T::DTYPE, config.layers);
     }
+}
+
+#[test]
+fn prompts_and_their_steps_equal_the_reference_f32() {
+    prompts_and_their_steps_equal_the_reference::<f32>(Gate::F32, Gate::F32);
+}
+
+/// Prompts make their features on the chip, steps have them written out; they share states.
+#[test]
+fn prompts_and_their_steps_equal_the_reference_bf16() {
+    prompts_and_their_steps_equal_the_reference::<bf16>(Gate { rel: BF16.row, ..BF16 }, BF16);
 }
 
 #[test]

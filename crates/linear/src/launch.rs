@@ -1,7 +1,7 @@
 //! Which kernels run a walk, and their launches.
 
 use crate::{
-    DeviceInfo, Error, Path, Result,
+    DeviceInfo, Error, Features, Path, Result,
     policy::{self, ChainTile},
     walk::{Side, States, Walk},
 };
@@ -20,9 +20,10 @@ impl Walk {
         }
     }
 
-    /// `path`, or [`Path::Recurrent`] where the addresses are not aligned as its kernels need them.
+    /// `path`, or [`Path::Recurrent`] where the addresses are not aligned as its kernels need them; features have no
+    /// other path.
     pub fn aligned_path(&self, path: Path) -> Path {
-        if self.check_addresses(path).is_ok() { path } else { Path::Recurrent }
+        if self.features == Features::Taylor || self.check_addresses(path).is_ok() { path } else { Path::Recurrent }
     }
 
     /// What runs this walk where it has no output, if `path` runs one that has: all of a sequence at once.
@@ -69,6 +70,9 @@ impl Walk {
             return Err(self.no_kernel("steps token by token"));
         }
         let none = || self.no_kernel("steps token by token");
+        if self.features == Features::Taylor {
+            return Err(none());
+        }
         let (tile, columns) = policy::recurrent_tile(self.key_dim).ok_or_else(none)?;
         let variant = [("key_tile", tile), ("dtype", self.dtype.name())];
         Ok((lookback_kernels::find("linear_attention_recurrent", &variant).ok_or_else(none)?, columns))
@@ -99,7 +103,10 @@ impl Walk {
             vec![("dtype", self.dtype.name()), ("kt", &keys), ("bv", &values), ("norm", norm), ("part", part)];
         variant.push(("exact", if self.exact { "yes" } else { "no" }));
         let name = match self.gate.side {
-            Side::None | Side::Scalar => "linear_attention_chain",
+            Side::None | Side::Scalar => {
+                variant.push(("feature", if self.features == Features::Taylor { "taylor" } else { "identity" }));
+                "linear_attention_chain"
+            }
             side => {
                 variant.push(("side", if side == Side::Key { "key" } else { "value" }));
                 "linear_attention_chain_vector"
@@ -116,6 +123,8 @@ impl Walk {
         if !matches!(path, Path::Chain | Path::Parallel) {
             return Ok(());
         }
+        // A sum of 153 keys begins anywhere.
+        let sums = if self.features == Features::Taylor { 4 } else { 8 };
         let decays = if matches!(self.gate.side, Side::Key | Side::Value) { 16 } else { 4 };
         for (arg, at, need) in [
             ("q", self.q.at, 16),
@@ -123,8 +132,8 @@ impl Walk {
             ("v", self.v.at, 16),
             ("g", self.gate.at, decays),
             ("bonus", self.bonus, 16),
-            ("normalizer", self.z0, 8),
-            ("final normalizer", self.z_final, 8),
+            ("normalizer", self.z0, sums),
+            ("final normalizer", self.z_final, sums),
             ("o", self.o.at, 8),
         ] {
             if !at.is_multiple_of(need) {
@@ -154,7 +163,8 @@ impl Walk {
             Side::Value => "decays of values",
         };
         let normalized = if self.normalize.is_some() { ", a normaliser" } else { "" };
-        let request = format!("{what} with {dtype} states of [{key_dim}, {value_dim}], {side}{normalized}");
+        let features = if self.features == Features::Taylor { ", Taylor features" } else { "" };
+        let request = format!("{what} with {dtype} states of [{key_dim}, {value_dim}], {side}{normalized}{features}");
         Error::NoKernel { op: "linear_attention", request }
     }
 }

@@ -62,7 +62,7 @@ pub use backward::{
 };
 pub(crate) use lookback_device::strided;
 pub use lookback_device::{DType, DeviceInfo, Element, Error, Result};
-pub use options::{Decay, Mode, Options, Path, Read};
+pub use options::{Decay, Features, Mode, Options, Path, Read};
 pub use plan::{MAX_KEY_DIM, Plan};
 pub use shape::{Shape, Stride, Strides};
 pub use tensors::{Inputs, Outputs, RawInputs, RawOutputs, RawWorkspace, ReverseInputs};

@@ -1,6 +1,6 @@
 //! What is computed, and how.
 
-use crate::{DType, Element, Shape};
+use crate::{DType, Element, Shape, time_reduce::TAYLOR_FEATURES};
 
 /// What the state forgets at each token, as natural logarithms `g`.
 ///
@@ -49,6 +49,34 @@ pub enum Mode {
     Split(usize),
 }
 
+/// What of queries and keys the state remembers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Features {
+    /// `q` and `k` as they are.
+    #[default]
+    Identity,
+    /// `f(q)` and `f(k)`, with the features of [`Map::Taylor`](crate::time_reduce::Map::Taylor) and of `nn::taylor_map`, in their
+    /// order: `f(x) = [1, y_a, y_a y_b c_ab for a <= b]` with `y = x K^(-1/4)`, 0 from `K` to 16, `c = 1 / sqrt 2` where `a = b` and
+    /// else 1. There are [`TAYLOR_FEATURES`] of them, `f(x) . f(x') = 1 + s + s^2 / 2` with `s = x . x' / sqrt K`, which is above 0;
+    /// the scale that goes with them is 1. (Arora et al., Simple linear attention language models balance the recall-throughput
+    /// tradeoff, 2024: Based.)
+    ///
+    /// They are made on the chip, rounded to the element type, and never written. `key_dim` is that of `q` and `k`, 8 or 16; states
+    /// and sums of keys have 153 keys. [`Path::Chain`] alone has them: 16-bit types, no decay or [`Decay::Head`] or
+    /// [`Decay::Scalar`], not [`Mode::PrefixRead`] nor [`Read::ExclusiveBonus`], no step, no backward.
+    Taylor,
+}
+
+impl Features {
+    /// Keys of a state, for `K` entries of `q` and `k`.
+    pub const fn width(self, key_dim: usize) -> usize {
+        match self {
+            Self::Identity => key_dim,
+            Self::Taylor => TAYLOR_FEATURES,
+        }
+    }
+}
+
 /// Which kernels run. They compute the same within the accuracy of the element type.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Path {
@@ -69,6 +97,8 @@ pub enum Path {
 pub struct Options {
     /// Type of `q`, `k`, `v` and `o`.
     pub dtype: DType,
+    /// What of `q` and `k` goes into the state.
+    pub features: Features,
     /// What the state forgets.
     pub decay: Decay,
     /// When it is read.
@@ -84,10 +114,11 @@ pub struct Options {
 }
 
 impl Options {
-    /// Causal, inclusive, no decay, no normaliser, scale `1 / sqrt(K)`.
+    /// Causal, inclusive, `q` and `k` as they are, no decay, no normaliser, scale `1 / sqrt(K)`.
     pub fn new<T: Element>(shape: &Shape) -> Self {
         Self {
             dtype: T::DTYPE,
+            features: Features::Identity,
             decay: Decay::None,
             read: Read::Inclusive,
             mode: Mode::Causal,

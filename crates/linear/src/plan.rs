@@ -1,7 +1,7 @@
 //! Plans: shapes and options checked, walks laid out, memory counted.
 
 use crate::{
-    Decay, DeviceInfo, Error, Mode, Options, Path, RawInputs, RawOutputs, Read, Result, Shape, Stride,
+    DType, Decay, DeviceInfo, Error, Features, Mode, Options, Path, RawInputs, RawOutputs, Read, Result, Shape, Stride,
     strided::{self, MAX_EXTENT, Strided},
     walk::{Gate, Order, Rows, Side, States, Walk},
 };
@@ -28,9 +28,9 @@ pub(crate) struct Layout {
     pub cu_seqlens: Strided,
     /// `[N]` i32.
     pub prefix_len: Strided,
-    /// `[N,H,K,V]` f32.
+    /// `[N,H,K,V]` f32, where `K` is that of the features.
     pub states: Strided,
-    /// `[N,H,K]` f32.
+    /// `[N,H,K]` f32, likewise.
     pub sums: Strided,
     /// `[B,T,H]` f32.
     pub denominator: Strided,
@@ -74,6 +74,7 @@ impl Layout {
             None => Strided::dense([batch, seq_len, heads], width, size),
         };
         let n = shape.sequences();
+        let keys = options.features.width(key_dim);
         let layout = Self {
             q: rows(query_heads, key_dim, size, strides.q),
             k: rows(key_heads, key_dim, size, strides.k),
@@ -89,8 +90,8 @@ impl Layout {
             flags: Strided::dense([1, 1, batch], seq_len, 1),
             cu_seqlens: Strided::dense([1, 1, 1], n + 1, 4),
             prefix_len: Strided::dense([1, 1, 1], n, 4),
-            states: Strided::dense([n, heads, key_dim], value_dim, 4),
-            sums: Strided::dense([1, n, heads], key_dim, 4),
+            states: Strided::dense([n, heads, keys], value_dim, 4),
+            sums: Strided::dense([1, n, heads], keys, 4),
             denominator: Strided::dense([1, batch, seq_len], heads, 4),
         };
         for (arg, tensor) in [("q", layout.q), ("k", layout.k), ("v", layout.v), ("g", layout.g)] {
@@ -111,9 +112,12 @@ fn refused(op: &'static str, request: &str) -> Error {
 /// Checks options that exclude each other.
 ///
 /// # Errors
-/// [`Error::NoKernel`] ← a normaliser in both directions, a prefix with decays or with reads that are not inclusive;
-/// [`Error::Range`] ← a split above `heads`.
+/// [`Error::NoKernel`] ← a normaliser in both directions, a prefix with decays or with reads that are not inclusive, what
+/// [`Features`] do not go with; [`Error::Range`] ← a split above `heads`.
 pub(crate) fn check_options(op: &'static str, shape: &Shape, options: &Options) -> Result<()> {
+    if options.features == Features::Taylor {
+        check_taylor(op, shape, options)?;
+    }
     match options.mode {
         Mode::Bidirectional if options.normalize.is_some() => {
             Err(refused(op, "a normaliser in both directions; time_reduce divides sums over all tokens"))
@@ -124,6 +128,22 @@ pub(crate) fn check_options(op: &'static str, shape: &Shape, options: &Options) 
         }
         Mode::Split(split) => strided::range(op, "split", split, 0, shape.heads),
         _ => Ok(()),
+    }
+}
+
+/// Refuses what the one kernel of Taylor features does not do.
+fn check_taylor(op: &'static str, shape: &Shape, options: &Options) -> Result<()> {
+    let Options { dtype, path, .. } = *options;
+    let with = |what: String| Err(refused(op, &format!("Taylor features {what}")));
+    match () {
+        () if dtype == DType::F32 => with("of f32".into()),
+        () if ![8, 16].contains(&shape.key_dim) => with(format!("of {} entries: there are 8 and 16", shape.key_dim)),
+        () if options.decay == Decay::Vector => with("with a decay of every entry of a key".into()),
+        () if options.mode == Mode::PrefixRead => with("with prefixes that are read both ways".into()),
+        () if options.read == Read::ExclusiveBonus => with("with exclusive reads and a bonus".into()),
+        () if path == Path::Recurrent => with("token by token".into()),
+        () if path == Path::Parallel => with("in segments".into()),
+        () => Ok(()),
     }
 }
 
@@ -149,14 +169,16 @@ impl Plan {
     /// [`Error::Range`] ← an extent too large, a key above [`MAX_KEY_DIM`], `split` above `heads`, or packed sequences in several
     /// rows; [`Error::Shape`] ← heads of `q` or `k` that do not divide `heads`; [`Error::Layout`] ← a negative stride, or rows of `o`
     /// that overlap; [`Error::NoKernel`] ← a normaliser in both directions, a prefix with decays or with reads that are not inclusive,
-    /// a path that has no kernel for the type or the sizes; [`Error::Arch`] ← a device too old.
+    /// what [`Features`] do not go with, a path that has no kernel for the type or the sizes; [`Error::Arch`] ← a device too old.
     pub fn new(shape: &Shape, options: &Options, device: &DeviceInfo) -> Result<Self> {
         let layout = Layout::new(Self::OP, shape, options)?;
         check_options(Self::OP, shape, options)?;
         let mut plan = Self { shape: *shape, options: *options, layout, path: options.path, sm_count: device.sm_count };
         let walk = plan.walk(&RawInputs::default(), &RawOutputs::default());
         plan.path = walk.resolve(options.path);
-        for path in [plan.path, Path::Recurrent] {
+        // Addresses that tensor cores cannot read are taken token by token, but not to features.
+        let instead = if options.features == Features::Identity { Path::Recurrent } else { plan.path };
+        for path in [plan.path, instead] {
             let blocks = usize::try_from(walk.blocks(path)).unwrap_or(usize::MAX);
             strided::range(Self::OP, "blocks", blocks, 0, MAX_EXTENT)?;
             walk.check(path, device)?;
@@ -165,7 +187,7 @@ impl Plan {
     }
 
     /// The kernels that run: never [`Path::Auto`]. Where that was asked for, tensors at addresses that tensor cores cannot read (not
-    /// multiples of 16 bytes, or 8 for `o`) go token by token.
+    /// multiples of 16 bytes, or 8 for `o`) go token by token, unless they have features.
     pub fn path(&self) -> Path {
         self.path
     }
@@ -201,8 +223,8 @@ impl Plan {
     /// Floating-point operations of the recurrence: a product and a sum for every entry of the state to add to it, and to read it.
     pub fn flops(&self) -> u64 {
         let Shape { batch, seq_len, heads, key_dim, value_dim, .. } = self.shape;
-        let entries =
-            [batch, seq_len, heads, key_dim, value_dim].iter().fold(1_u64, |n, e| n.saturating_mul(*e as u64));
+        let keys = self.options.features.width(key_dim);
+        let entries = [batch, seq_len, heads, keys, value_dim].iter().fold(1_u64, |n, e| n.saturating_mul(*e as u64));
         let directions = if self.options.mode == Mode::Bidirectional { 2 } else { 1 };
         entries.saturating_mul(4 * directions)
     }
@@ -214,7 +236,7 @@ impl Plan {
         let options = self.options;
         let group = |shared: usize| heads.checked_div(shared).unwrap_or(1).max(1);
         let rows = |at, tensor: &Strided, group| Rows { at, stride: as_stride(tensor), group };
-        let states = |at: CUdeviceptr| States::dense(at, heads, key_dim, value_dim);
+        let states = |at: CUdeviceptr| States::dense(at, heads, options.features.width(key_dim), value_dim);
         let side = match options.decay {
             Decay::None => Side::None,
             Decay::Head | Decay::Scalar => Side::Scalar,
@@ -227,6 +249,7 @@ impl Plan {
             sequences: self.shape.sequences(),
             heads,
             key_dim,
+            features: options.features,
             value_dim,
             q: rows(inputs.q, q, group(query_heads)),
             k: rows(inputs.k, k, group(key_heads)),

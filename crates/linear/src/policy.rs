@@ -1,7 +1,7 @@
 //! Tuning as data: which kernels run a walk, and how finely they cut it.
 
 use crate::{
-    DType, Path,
+    DType, Features, Path,
     walk::{Side, Walk},
 };
 
@@ -14,8 +14,11 @@ const BLOCKS_PER_SM: u64 = 2;
 
 /// The path of a walk on its device. f32, and sizes that tensor cores cannot take, go token by token. Else one pass, where
 /// sequences, heads and tiles of values are enough blocks to fill three quarters of the device, or segments would be too short; else
-/// segments.
+/// segments. Features have one pass, or nothing.
 pub(crate) fn path(walk: &Walk, has_chain: bool) -> Path {
+    if walk.features == Features::Taylor {
+        return Path::Chain;
+    }
     if !has_chain {
         return Path::Recurrent;
     }
@@ -47,9 +50,11 @@ pub(crate) struct ChainTile {
 
 /// The tile that a walk takes, if tensor cores can: 16-bit elements, keys and values in steps of 16 bytes, decays of an entry
 /// likewise. The wide tile reads keys half as often; the narrow one makes twice the blocks, and has exact
-/// factors.
+/// factors and features.
 pub(crate) fn chain_tile(walk: &Walk) -> Option<ChainTile> {
     let keys = match walk.key_dim {
+        8 | 16 if walk.features == Features::Taylor => 160,
+        _ if walk.features == Features::Taylor => return None,
         1..=32 => 32,
         33..=64 => 64,
         65..=128 => 128,
@@ -70,7 +75,7 @@ pub(crate) fn chain_tile(walk: &Walk) -> Option<ChainTile> {
         return None;
     }
     let blocks = |values: usize| (walk.value_dim.div_ceil(values) * walk.heads) as u64 * walk.sequences as u64;
-    let has_wide = if walk.exact {
+    let has_wide = if walk.exact || walk.features == Features::Taylor {
         false
     } else if by_entry {
         keys > 32 && !(walk.gate.side == Side::Value && keys == 256)

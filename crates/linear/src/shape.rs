@@ -48,7 +48,7 @@ pub struct Shape {
     pub query_heads: usize,
     /// Heads of `k`; divides `heads`, likewise.
     pub key_heads: usize,
-    /// Entries of a key, `K`: 1 to 256.
+    /// Entries of a key, `K`: 1 to 256. States have as many, or what [`Features`](crate::Features) make of them.
     pub key_dim: usize,
     /// Entries of a value, `V`.
     pub value_dim: usize,

@@ -3,7 +3,7 @@
 //! Shape and options are those of the whole sequence's operation, with one token.
 
 use crate::{
-    Decay, Mode, Options, Read, Shape, Stride, slices,
+    Decay, Features, Mode, Options, Read, Shape, Stride, slices,
     strided::{self, MAX_EXTENT, Placed, Strided},
 };
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, sys::CUdeviceptr};
@@ -108,7 +108,7 @@ impl Plan {
     ///
     /// # Errors
     /// [`Error::Range`] ← an extent too large, or `seq_len` not 1; [`Error::Shape`] ← a number of heads that does not divide `heads`;
-    /// [`Error::Layout`] ← a negative stride, or rows of `o` that overlap; [`Error::NoKernel`] ← packed sequences, a mode that needs
+    /// [`Error::Layout`] ← a negative stride, or rows of `o` that overlap; [`Error::NoKernel`] ← features, packed sequences, a mode that needs
     /// later tokens, or shifted reads, which need the token before; [`Error::Arch`] ← a device too old.
     pub fn new(shape: &Shape, options: &Options, device: &DeviceInfo) -> Result<Self> {
         strided::range(OP, "batch", shape.batch, 0, MAX_GRID)?;
@@ -125,6 +125,7 @@ impl Plan {
         }
         let later = !matches!(options.mode, Mode::Causal | Mode::PrefixState);
         for (refused, request) in [
+            (options.features != Features::Identity, "Taylor features: give q and k with theirs".to_string()),
             (shape.packed.is_some(), "packed sequences: give each a row of the batch".to_string()),
             (later, format!("mode {:?}: a step is causal", options.mode)),
             (options.read == Read::Shifted, "shifted reads: give the query of the token before".to_string()),

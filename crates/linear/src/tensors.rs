@@ -41,7 +41,8 @@ pub struct Inputs<'a, T> {
     pub cu_seqlens: Option<&'a dyn DevicePtr<i32>>,
     /// `[N]`, for [`Mode::PrefixRead`](crate::Mode::PrefixRead): tokens of each sequence that see each other both ways.
     pub prefix_len: Option<&'a dyn DevicePtr<i32>>,
-    /// `[N,H,K,V]` states before the first visited token; zero without.
+    /// `[N,H,K,V]` states before the first visited token; zero without. With [`Features`](crate::Features) `K` of states and sums is
+    /// their number.
     pub state: Option<&'a dyn DevicePtr<f32>>,
     /// `[N,H,K]` sums of keys before the first visited token; zero without.
     pub normalizer: Option<&'a dyn DevicePtr<f32>>,

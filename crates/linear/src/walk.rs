@@ -5,7 +5,7 @@
 //! the roles of the tensors exchanged.
 
 pub(crate) use crate::launch::launch;
-use crate::{DType, Stride};
+use crate::{DType, Features, Stride};
 use cudarc::driver::sys::CUdeviceptr;
 
 /// A tensor of rows `[batch, token, head / group]`, each contiguous.
@@ -89,8 +89,10 @@ pub(crate) struct Walk {
     pub sequences: usize,
     /// Heads.
     pub heads: usize,
-    /// Rows of the state, at most 256.
+    /// Entries of a row of `q` and `k`, at most 256: rows of the state, unless they have features.
     pub key_dim: usize,
+    /// What of them goes into the state.
+    pub features: Features,
     /// Columns of the state.
     pub value_dim: usize,
     /// Reads the state: `[.., K]`.

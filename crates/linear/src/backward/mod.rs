@@ -11,7 +11,7 @@ pub use allocate::{Gradients, linear_attention_backward};
 pub use tensors::{BackwardInputs, BackwardOutputs, RawBackwardInputs, RawBackwardOutputs, ReverseGradients};
 
 use crate::{
-    Decay, DeviceInfo, Error, MAX_KEY_DIM, Mode, Options, Path, Plan, RawInputs, RawOutputs, Result, Shape,
+    Decay, DeviceInfo, Error, Features, MAX_KEY_DIM, Mode, Options, Path, Plan, RawInputs, RawOutputs, Result, Shape,
     strided::{self, MAX_EXTENT, Strided},
     walk::Walk,
 };
@@ -49,8 +49,11 @@ impl BackwardPlan {
     ///
     /// # Errors
     /// Those of [`Plan::new`]; [`Error::Range`] ← values above [`MAX_KEY_DIM`], with a normaliser above 248, because a walk has them
-    /// for keys; [`Error::NoKernel`] ← a scale of 0, which adjoints of states are divided by, or a path that a walk cannot take.
+    /// for keys; [`Error::NoKernel`] ← features, a scale of 0, which adjoints of states are divided by, or a path that a walk cannot take.
     pub fn new(shape: &Shape, options: &Options, device: &DeviceInfo) -> Result<Self> {
+        if options.features != Features::Identity {
+            return Err(Error::NoKernel { op: OP, request: "gradients of Taylor features".into() });
+        }
         let forward = Plan::new(shape, &Options { path: Path::Auto, ..*options }, device)?;
         let needs = Needs::new(shape, options);
         let most = if options.normalize.is_some() { MAX_KEY_DIM - 8 } else { MAX_KEY_DIM };

@@ -2,7 +2,7 @@
 
 use super::Frame;
 use crate::{
-    DeviceInfo, Path, Result, Stride,
+    DeviceInfo, Features, Path, Result, Stride,
     strided::Strided,
     walk::{self, Gate, Order, Rows, Side, States, Walk},
 };
@@ -139,6 +139,7 @@ impl Frame {
             sequences: shape.sequences(),
             heads: shape.heads,
             key_dim,
+            features: Features::Identity,
             value_dim,
             q,
             k,

@@ -6,10 +6,10 @@ use super::Config;
 use crate::checkpoint::Checkpoint;
 use crate::decoder::{Extent, Tokens};
 use crate::recurrence::{Recurrence, Stage, States};
-use cudarc::driver::{CudaSlice, CudaStream};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr};
 use lookback_device::{DType, DeviceInfo, Element, Error, Result, driver};
 use lookback_linear::time_reduce::{self, Map, Workspace};
-use lookback_linear::{self as linear, Stride, Strides};
+use lookback_linear::{self as linear, Features, Stride, Strides};
 use lookback_nn::taylor_map::{self, FEATURES};
 use lookback_nn::{Param, gemm};
 use std::sync::Arc;
@@ -34,15 +34,21 @@ pub(super) struct Work<T> {
     /// Rows of the projections' parts.
     keys: usize,
     projection: gemm::Plan,
-    features: taylor_map::Plan,
+    /// Where the attention does not make them itself.
+    features: Option<Written<T>>,
     attention: Recurrence,
     out_proj: gemm::Plan,
     projected: CudaSlice<T>,
-    q: CudaSlice<T>,
-    k: CudaSlice<T>,
     y: CudaSlice<T>,
     /// Only where sequences start.
     encoder: Option<Encoder<T>>,
+}
+
+/// Features that are written out.
+struct Written<T> {
+    map: taylor_map::Plan,
+    q: CudaSlice<T>,
+    k: CudaSlice<T>,
 }
 
 /// The sums over the first tokens.
@@ -62,6 +68,7 @@ struct Encoder<T> {
 /// The state, with its normaliser.
 pub struct Carry(States);
 
+/// Of attention over features.
 fn attention_shape(config: &Config, extent: Extent) -> linear::Shape {
     let Config { heads, feature_dim, width, .. } = *config;
     let row = (2 * heads * feature_dim + width) as i64;
@@ -70,6 +77,19 @@ fn attention_shape(config: &Config, extent: Extent) -> linear::Shape {
         strides: Strides { v: Some(v), ..Strides::default() },
         ..linear::Shape::dense(extent.rows, extent.len, heads, FEATURES, config.value_dim())
     }
+}
+
+/// Of attention that makes features of the projection's rows.
+fn fused_shape(config: &Config, extent: Extent) -> linear::Shape {
+    let shape = attention_shape(config, extent);
+    let rows = shape.strides.v.map(|v| Stride { head: config.feature_dim as i64, ..v });
+    linear::Shape { key_dim: config.feature_dim, strides: Strides { q: rows, k: rows, ..shape.strides }, ..shape }
+}
+
+/// Whether linear attention has features of these entries for whole sequences: it has none for single tokens.
+fn is_fused(config: &Config, dtype: DType, stage: Stage) -> bool {
+    let fits = [8, 16].contains(&config.feature_dim) && config.value_dim().is_multiple_of(8);
+    stage == Stage::Start && dtype != DType::F32 && fits
 }
 
 impl Carry {
@@ -83,25 +103,32 @@ impl<T: Element> Work<T> {
         let Config { width, heads, feature_dim, .. } = *config;
         let (tokens, dtype, keys) = (extent.tokens(), T::DTYPE, heads * feature_dim);
         let row = 2 * keys + width;
-        let features =
-            taylor_map::Shape { x_stride: row as i64, ..taylor_map::Shape::dense(tokens, heads, feature_dim) };
-        let shape = attention_shape(config, extent);
-        let options = linear::Options { scale: 1.0, normalize: Some(EPS), ..linear::Options::new::<T>(&shape) };
+        let rows = taylor_map::Shape { x_stride: row as i64, ..taylor_map::Shape::dense(tokens, heads, feature_dim) };
+        let fused = is_fused(config, dtype, extent.stage);
+        let (shape, features) = match fused {
+            true => (fused_shape(config, extent), Features::Taylor),
+            false => (attention_shape(config, extent), Features::Identity),
+        };
+        let options =
+            linear::Options { features, scale: 1.0, normalize: Some(EPS), ..linear::Options::new::<T>(&shape) };
         let residual = gemm::Options { out: DType::F32, ..gemm::Options::new(dtype) };
         let memory =
             |width: usize| stream.alloc_zeros::<T>(tokens * width).map_err(|e| driver(e, "allocate activations"));
+        let written = || {
+            let (q, k) = (memory(heads * FEATURES)?, memory(heads * FEATURES)?);
+            Ok(Written { map: taylor_map::Plan::new(&rows, dtype, device)?, q, k })
+        };
+        let features = (!fused).then(written).transpose()?;
         let has_encoder = extent.stage == Stage::Start && config.layers.contains(&super::Mixing::PrefixAttention);
         let encoder = has_encoder.then(|| Encoder::new(stream, device, config, extent));
         Ok(Self {
             extent,
             keys,
             projection: gemm::Plan::new(&gemm::Shape::linear(tokens, row, width), &gemm::Options::new(dtype), device)?,
-            features: taylor_map::Plan::new(&features, dtype, device)?,
+            features,
             attention: Recurrence::new(stream, device, &shape, &options, extent.stage)?,
             out_proj: gemm::Plan::new(&gemm::Shape::linear(tokens, width, width), &residual, device)?.accumulating(),
             projected: memory(row)?,
-            q: memory(heads * FEATURES)?,
-            k: memory(heads * FEATURES)?,
             y: memory(width)?,
             encoder: encoder.transpose()?,
         })
@@ -190,12 +217,19 @@ impl<T: Element> Attention<T> {
         tokens: Tokens<'_>,
         Carry(states): &mut Carry,
     ) -> Result<()> {
-        let Work { extent, keys, projected, q, k, y, encoder, .. } = work;
-        // q, k, v = W x    φ(q), φ(k)
+        let Work { extent, keys, features, projected, y, encoder, .. } = work;
+        // q, k, v = W x
         work.projection.run(stream, normed, &self.projection, Param::None, projected)?;
-        work.features.run(stream, &projected.slice(..), q)?;
-        work.features.run(stream, &projected.slice(*keys..), k)?;
-        let v = projected.slice(2 * *keys..);
+        let (q, k, v) = (projected.slice(..), projected.slice(*keys..), projected.slice(2 * *keys..));
+        // φ(q), φ(k)
+        let (q, k): (&dyn DevicePtr<T>, &dyn DevicePtr<T>) = match features {
+            Some(written) => {
+                written.map.run(stream, &q, &mut written.q)?;
+                written.map.run(stream, &k, &mut written.k)?;
+                (&written.q, &written.k)
+            }
+            None => (&q, &k),
+        };
         let mut inputs = linear::Inputs { flags: tokens.flags.map(|flags| flags as _), ..linear::Inputs::of(q, k, &v) };
         // S, z of the encoder
         if let (Some(encoder), Some(weight)) = (encoder, &self.encoder) {

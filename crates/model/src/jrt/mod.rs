@@ -4,7 +4,8 @@
 //! [`Jrt`] loads checkpoints in the published tensor names (`transformer.layers.{i}.mixer.proj_q.weight` ..). Sliding window layers
 //! are refused by name.
 //!
-//! Features are written out by `nn::taylor_map`, 153 for a row, so that one linear attention serves prompts and steps.
+//! In 16 bits linear attention makes the features of a prompt on the chip, from queries and keys of 8 or 16 entries and values in steps
+//! of 8. Elsewhere, and in steps, `nn::taylor_map` writes them out, 153 for a row; states are the same.
 
 mod attention;
 mod config;

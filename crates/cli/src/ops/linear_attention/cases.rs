@@ -87,6 +87,9 @@ pub fn cases(dtype: DType) -> Vec<Case> {
     ];
     // Tensor cores take 16-bit elements.
     if dtype != DType::F32 {
+        let sizes = Sizes { extents: [1, 37, 2, 16, 24], shared: [1, 2] };
+        let set = ["features=taylor", "normalize=1e-6", "scale=1"].map(String::from).into();
+        all.push(Case { name: "Taylor features".into(), tensors: tensors(dtype, &sizes, "none"), attributes: set });
         for (name, path, mode, tokens) in
             [("in one pass", "path=chain", "mode=causal", 50), ("in segments", "path=parallel", "mode=reverse", 150)]
         {

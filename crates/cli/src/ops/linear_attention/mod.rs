@@ -16,8 +16,11 @@ use crate::{
     tensor::{Tensor, Tensors},
 };
 use lookback_device::Element;
-use lookback_linear::{Decay, Mode, Read, linear_attention};
-use lookback_reference::linear_attention::{self as reference, Attention};
+use lookback_linear::{Decay, Features, Mode, Read, linear_attention};
+use lookback_reference::{
+    linear_attention::{self as reference, Attention},
+    time_reduce::Map,
+};
 
 /// Inputs of the forward pass.
 pub const INPUTS: &[TensorSpec] = &[
@@ -26,8 +29,13 @@ pub const INPUTS: &[TensorSpec] = &[
     required("v", "T", "[B,T,H,V]", "values"),
     optional("g", "f32", "[H]|[B,T,H]|[B,T,H,K]", "natural logarithms of the decays, at most 0"),
     optional("u", "f32", "[H,K]", "bonus of read=exclusive_bonus"),
-    optional("s0", "f32", "[N,H,K,V]", "initial states; N is B, or the number of packed sequences"),
-    optional("z0", "f32", "[N,H,K]", "initial sums of keys, with normalize"),
+    optional(
+        "s0",
+        "f32",
+        "[N,H,F,V]",
+        "initial states; N is B, or the number of packed sequences; F is K, or 153 features",
+    ),
+    optional("z0", "f32", "[N,H,F]", "initial sums of keys, with normalize"),
     optional(
         "flags",
         "u8",
@@ -43,6 +51,12 @@ pub const INPUTS: &[TensorSpec] = &[
 
 /// Attributes of the forward pass.
 pub const ATTRIBUTES: &[AttributeSpec] = &[
+    AttributeSpec {
+        name: "features",
+        values: "identity|taylor",
+        default: "identity",
+        about: "what of q and k the state holds; taylor: 153 numbers, for K of 8 or 16 in f16 and bf16, forward only",
+    },
     AttributeSpec {
         name: "decay",
         values: "none|head|scalar|vector",
@@ -88,10 +102,10 @@ pub static LINEAR_ATTENTION: Operation = Operation {
         required(
             "s_final",
             "f32",
-            "[N,H,K,V]",
+            "[N,H,F,V]",
             "states after the last visited token; of the forward direction, if both",
         ),
-        optional("z_final", "f32", "[N,H,K]", "sums of keys after it, with normalize"),
+        optional("z_final", "f32", "[N,H,F]", "sums of keys after it, with normalize"),
         optional("den", "f32", "[B,T,H]", "what o was divided by, with normalize"),
     ],
     run: |session, inputs| for_dtype!(inputs.dtype, run(session, inputs)),
@@ -141,11 +155,17 @@ impl Reference {
     pub fn new(inputs: &Inputs) -> Result<Self> {
         let setting = for_dtype!(inputs.dtype, setting(inputs))?;
         let wanted = |name| inputs.tensor(name).map(Tensor::to_f64);
-        let (q, k, g) = (wanted("q")?, wanted("k")?, inputs.values("g").unwrap_or_default());
+        let Setting { shape, options } = &setting;
+        let features = |rows: Vec<f64>| match options.features {
+            Features::Identity => rows,
+            Features::Taylor => rows.chunks_exact(shape.key_dim.max(1)).flat_map(|x| Map::Taylor.of(x)).collect(),
+        };
+        let (q, k, g) = (features(wanted("q")?), features(wanted("k")?), inputs.values("g").unwrap_or_default());
         let own = |name: &str, shared: &[f64]| inputs.values(name).unwrap_or_else(|| shared.to_vec());
+        let own_features = |name: &str, shared: &[f64]| inputs.values(name).map_or_else(|| shared.to_vec(), features);
         Ok(Self {
-            q_reverse: own("q_reverse", &q),
-            k_reverse: own("k_reverse", &k),
+            q_reverse: own_features("q_reverse", &q),
+            k_reverse: own_features("k_reverse", &k),
             g_reverse: own("g_reverse", &g),
             own_reverse: ["q_reverse", "k_reverse", "g_reverse"].iter().any(|name| inputs.optional(name).is_some()),
             setting,
@@ -171,7 +191,7 @@ impl Reference {
             heads: shape.heads,
             q_heads: shape.query_heads,
             k_heads: shape.key_heads,
-            key_dim: shape.key_dim,
+            key_dim: options.features.width(shape.key_dim),
             value_dim: shape.value_dim,
             mode: match options.mode {
                 Mode::Causal | Mode::PrefixState | Mode::PrefixRead => reference::Mode::Causal,

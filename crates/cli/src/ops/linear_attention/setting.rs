@@ -6,7 +6,7 @@ use lookback_device::{
     Element,
     cudarc::driver::{CudaSlice, DevicePtr},
 };
-use lookback_linear::{Decay, Mode, Options, Path, Read, ReverseInputs, Shape, check};
+use lookback_linear::{Decay, Features, Mode, Options, Path, Read, ReverseInputs, Shape, check};
 
 /// What the user's tensors and attributes say, checked.
 pub struct Setting {
@@ -30,6 +30,15 @@ impl Setting {
                 return Err(inputs.wrong(name, format!("must have {} rows, got {:?}", shape.sequences(), rows.shape)));
             }
         }
+        let features = inputs.choose("features", &[("identity", Features::Identity), ("taylor", Features::Taylor)])?;
+        for name in ["s0", "z0"] {
+            let keys = features.width(key_dim);
+            if let Some(rows) = inputs.optional(name)
+                && rows.shape[2] != keys
+            {
+                return Err(inputs.wrong(name, format!("must have {keys} keys, got {:?}", rows.shape)));
+            }
+        }
         for name in ["g", "g_reverse"] {
             if let Some(g) = inputs.optional(name) {
                 check::log_decays(&g.as_elements::<f32>())?;
@@ -44,6 +53,7 @@ impl Setting {
         }
         let default = Options::new::<T>(&shape);
         let options = Options {
+            features,
             decay: decay(inputs)?,
             read: inputs.choose(
                 "read",
@@ -78,9 +88,14 @@ impl Setting {
         [self.shape.batch, self.shape.seq_len, self.shape.heads, self.shape.value_dim]
     }
 
-    /// `[N,H,K,V]`.
+    /// `[N,H,F,V]`.
     pub fn states(&self) -> [usize; 4] {
-        [self.shape.sequences(), self.shape.heads, self.shape.key_dim, self.shape.value_dim]
+        [
+            self.shape.sequences(),
+            self.shape.heads,
+            self.options.features.width(self.shape.key_dim),
+            self.shape.value_dim,
+        ]
     }
 }
 
