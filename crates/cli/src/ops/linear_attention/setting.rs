@@ -41,7 +41,7 @@ impl Setting {
         }
         for name in ["g", "g_reverse"] {
             if let Some(g) = inputs.optional(name) {
-                check::log_decays(&g.as_elements::<f32>())?;
+                check::log_decays(name, &g.as_elements::<f32>())?;
             }
         }
         let mode = mode(inputs, &shape)?;
