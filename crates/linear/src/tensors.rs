@@ -35,7 +35,7 @@ pub struct Inputs<'a, T> {
     /// `[H,K]`, `u` of [`Read::ExclusiveBonus`](crate::Read::ExclusiveBonus); zero without.
     pub bonus: Option<&'a dyn DevicePtr<f32>>,
     /// `[B,T]`: bit 0 cuts the state into this token from the one before, bit 1 from the one after. The decay of a cut token is
-    /// not used.
+    /// not used. With [`Mode::PrefixRead`](crate::Mode::PrefixRead) a cut drops the sum of the prefix, too.
     pub flags: Option<&'a dyn DevicePtr<u8>>,
     /// `[N+1]`, for a packed shape; see [`check::cu_seqlens`](crate::check::cu_seqlens).
     pub cu_seqlens: Option<&'a dyn DevicePtr<i32>>,
