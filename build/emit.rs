@@ -74,11 +74,7 @@ fn entry(text: &mut String, kernel: &Rendered) {
         c.min_ctas, c.dynamic_smem, c.cooperative
     );
     let _ = writeln!(text, "        budget: Budget {{ regs: {}, smem: {} }},", c.budget_regs, c.budget_smem);
-    text.push_str("        contract: &[");
-    for field in &c.fields {
-        let _ = write!(text, "({:?}, {:?}), ", field.key, field.value);
-    }
-    text.push_str("] },\n");
+    text.push_str("    },\n");
 }
 
 /// One line, with brackets that rustdoc would take for links escaped.

@@ -43,8 +43,6 @@ pub struct Kernel {
     pub cooperative: bool,
     /// What a build may use at most.
     pub budget: Budget,
-    /// The contract block: key and value, in order.
-    pub contract: &'static [(&'static str, &'static str)],
 }
 
 /// PTX as it lies in the program. Variants of one kernel repeat each other: packed, they take a ninth of the space.
@@ -121,9 +119,18 @@ impl Kernel {
         self.variant.iter().find(|(k, _)| *k == key).map(|(_, v)| *v)
     }
 
-    /// A line of the contract block, e.g. `does`.
-    pub fn contract(&self, key: &str) -> Option<&'static str> {
-        self.contract.iter().find(|(k, _)| *k == key).map(|(_, v)| *v)
+    /// What the contract block, the first lines of the text, says of a key, e.g. `does`.
+    pub fn contract(&self, key: &str) -> Option<String> {
+        let text = self.ptx();
+        let mut lines = text.lines().map_while(|line| line.strip_prefix("//!"));
+        let of_key = |line: &str| line.strip_prefix(' ')?.strip_prefix(key).map(str::to_string);
+        let is_whole = |rest: &String| rest.is_empty() || rest.starts_with(' ');
+        let mut value = lines.find_map(|line| of_key(line).filter(is_whole))?.trim().to_string();
+        for more in lines.take_while(|line| line.starts_with("  ")) {
+            value.push('\n');
+            value.push_str(more.trim());
+        }
+        Some(value)
     }
 }
 

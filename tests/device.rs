@@ -25,7 +25,6 @@ fn kernel(entry: &'static str, body: &str) -> Kernel {
         dynamic_smem: 0,
         cooperative: false,
         budget: Budget { regs: 32, smem: 0 },
-        contract: &[],
     }
 }
 

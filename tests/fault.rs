@@ -22,7 +22,6 @@ static STRAY: Kernel = Kernel {
     dynamic_smem: 0,
     cooperative: false,
     budget: Budget { regs: 32, smem: 0 },
-    contract: &[],
 };
 
 #[test]

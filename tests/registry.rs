@@ -32,3 +32,14 @@ fn a_target_runs_upwards_unless_it_is_architecture_specific() {
     assert_eq!(runs(hopper), [false, false, true, false]);
     assert_eq!((portable.to_string(), hopper.to_string()), ("sm_80".into(), "sm_90a".into()));
 }
+
+#[test]
+fn a_contract_is_read_from_the_text_with_its_continuation_lines() {
+    for kernel in KERNELS {
+        let line = |key: &str| kernel.contract(key).unwrap_or_else(|| panic!("{} has no `{key}`", kernel.entry));
+        assert_eq!(line("kernel").split_whitespace().next(), Some(kernel.name));
+        assert_eq!(line("entry"), kernel.entry);
+        assert!(line("launch").contains(&format!("min_ctas {}", kernel.min_ctas)), "{}", kernel.entry);
+        assert!(kernel.contract("kern").is_none() && !line("source").is_empty(), "{}", kernel.entry);
+    }
+}
