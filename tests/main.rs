@@ -1,8 +1,10 @@
 //! The top-level tests, a module per concern.
 
+mod attention;
 #[path = "../build/mod.rs"]
 mod build;
 mod contract;
+mod decode;
 mod device;
 mod linear;
 mod model;

@@ -18,7 +18,9 @@ pub mod emulator;
 mod error;
 mod info;
 mod launch;
+pub mod memory;
 mod module;
+mod packed;
 mod probe;
 pub mod strided;
 
@@ -28,4 +30,5 @@ pub use error::{Class, Error, PeerFault, Result, WeightsFault, driver};
 pub use info::DeviceInfo;
 pub use launch::launch;
 pub use module::function;
+pub use packed::cu_seqlens;
 pub use probe::{DevicePick, open};

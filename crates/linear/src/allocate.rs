@@ -1,6 +1,6 @@
 //! Convenience: plan, memory and launch in one call.
 
-use crate::{DeviceInfo, Element, Inputs, Mode, Options, Outputs, Plan, Result, Shape, slices};
+use crate::{DeviceInfo, Element, Inputs, Mode, Options, Outputs, Plan, Result, Shape, memory};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut};
 use std::sync::Arc;
 
@@ -31,15 +31,15 @@ pub fn linear_attention<T: Element>(
 ) -> Result<Forwarded<T>> {
     let plan = Plan::new(shape, options, &DeviceInfo::of(stream.context())?)?;
     let floats = |wanted: bool, tensor: &crate::strided::Strided| {
-        wanted.then(|| slices::allocate::<f32>(stream, tensor.span(), "states")).transpose()
+        wanted.then(|| memory::allocate::<f32>(stream, tensor.span(), "states")).transpose()
     };
     let normalized = options.normalize.is_some();
-    let mut o = slices::allocate::<T>(stream, plan.layout.o.span(), "o")?;
-    let mut state = slices::allocate::<f32>(stream, plan.layout.states.span(), "final states")?;
+    let mut o = memory::allocate::<T>(stream, plan.layout.o.span(), "o")?;
+    let mut state = memory::allocate::<f32>(stream, plan.layout.states.span(), "final states")?;
     let mut reverse_state = floats(options.mode == Mode::Bidirectional, &plan.layout.states)?;
     let mut normalizer = floats(normalized, &plan.layout.sums)?;
     let mut denominator = floats(normalized, &plan.layout.denominator)?;
-    let mut workspace = slices::allocate::<u8>(stream, plan.workspace_bytes(), "workspace")?;
+    let mut workspace = memory::allocate::<u8>(stream, plan.workspace_bytes(), "workspace")?;
     let outputs = Outputs {
         o: &mut o,
         state: Some(&mut state),

@@ -8,7 +8,7 @@
 //! * [`Shape`] says sizes and strides (in elements), [`Options`] element type and switches;
 //! * [`Plan::new`] checks both and chooses kernels: token by token in f32, or chunks on tensor cores, in one pass or in segments, see
 //!   [`Path`]; it allocates nothing;
-//! * [`Plan::run`] launches on the caller's stream and slices, nothing else; [`Plan::run_raw`] does the same on device addresses. Once
+//! * [`Plan::run`] launches on the caller's stream and memory, nothing else; [`Plan::run_raw`] does the same on device addresses. Once
 //!   the kernels are loaded, by a first run, both can be captured into a graph and replayed (`run` with cudarc's event tracking off,
 //!   since waiting for another stream's event ends a capture);
 //! * [`linear_attention`] allocates its outputs, for trying things out;
@@ -49,7 +49,6 @@ mod plan;
 mod policy;
 mod run;
 mod shape;
-mod slices;
 pub mod step;
 mod tensors;
 pub mod time_reduce;
@@ -60,9 +59,10 @@ pub use backward::{
     BackwardInputs, BackwardOutputs, BackwardPlan, Gradients, RawBackwardInputs, RawBackwardOutputs, ReverseGradients,
     linear_attention_backward,
 };
-pub(crate) use lookback_device::strided;
+pub use lookback_device::strided::Stride;
 pub use lookback_device::{DType, DeviceInfo, Element, Error, Result};
+pub(crate) use lookback_device::{memory, strided};
 pub use options::{Decay, Features, Mode, Options, Path, Read};
 pub use plan::{MAX_KEY_DIM, Plan};
-pub use shape::{Shape, Stride, Strides};
+pub use shape::{Shape, Strides};
 pub use tensors::{Inputs, Outputs, RawInputs, RawOutputs, RawWorkspace, ReverseInputs};

@@ -3,7 +3,7 @@
 use crate::{
     Decay, Inputs, Mode, Outputs, Path, Plan, RawInputs, RawOutputs, RawWorkspace, Read, Result,
     launch::{launch, launch_both},
-    slices,
+    memory,
     strided::{self, Placed},
     walk::Walk,
 };
@@ -68,20 +68,20 @@ impl Plan {
             len.map_or(Ok(()), |len| strided::length(op, arg, tensor, len))?;
         }
         let bytes = workspace.as_ref().map_or(0, |w| w.len() as u64);
-        let (q, _q) = slices::input(Some(inputs.q), stream);
-        let (k, _k) = slices::input(Some(inputs.k), stream);
-        let (v, _v) = slices::input(Some(inputs.v), stream);
-        let (g, _g) = slices::input(inputs.g, stream);
-        let (bonus, _bonus) = slices::input(inputs.bonus, stream);
-        let (flags, _flags) = slices::input(inputs.flags, stream);
-        let (cu_seqlens, _cu_seqlens) = slices::input(inputs.cu_seqlens, stream);
-        let (prefix_len, _prefix_len) = slices::input(inputs.prefix_len, stream);
-        let (state, _state) = slices::input(inputs.state, stream);
-        let (normalizer, _normalizer) = slices::input(inputs.normalizer, stream);
-        let (reverse_q, _reverse_q) = slices::input(inputs.reverse.q, stream);
-        let (reverse_k, _reverse_k) = slices::input(inputs.reverse.k, stream);
-        let (reverse_g, _reverse_g) = slices::input(inputs.reverse.g, stream);
-        let (reverse_state, _reverse_state) = slices::input(inputs.reverse.state, stream);
+        let (q, _q) = memory::input(Some(inputs.q), stream);
+        let (k, _k) = memory::input(Some(inputs.k), stream);
+        let (v, _v) = memory::input(Some(inputs.v), stream);
+        let (g, _g) = memory::input(inputs.g, stream);
+        let (bonus, _bonus) = memory::input(inputs.bonus, stream);
+        let (flags, _flags) = memory::input(inputs.flags, stream);
+        let (cu_seqlens, _cu_seqlens) = memory::input(inputs.cu_seqlens, stream);
+        let (prefix_len, _prefix_len) = memory::input(inputs.prefix_len, stream);
+        let (state, _state) = memory::input(inputs.state, stream);
+        let (normalizer, _normalizer) = memory::input(inputs.normalizer, stream);
+        let (reverse_q, _reverse_q) = memory::input(inputs.reverse.q, stream);
+        let (reverse_k, _reverse_k) = memory::input(inputs.reverse.k, stream);
+        let (reverse_g, _reverse_g) = memory::input(inputs.reverse.g, stream);
+        let (reverse_state, _reverse_state) = memory::input(inputs.reverse.state, stream);
         let raw = RawInputs {
             q,
             k,
@@ -98,12 +98,12 @@ impl Plan {
             reverse_g,
             reverse_state,
         };
-        let (o, _o) = slices::output(Some(outputs.o), stream);
-        let (state, _final_state) = slices::output(outputs.state, stream);
-        let (reverse_state, _final_reverse) = slices::output(outputs.reverse_state, stream);
-        let (normalizer, _final_normalizer) = slices::output(outputs.normalizer, stream);
-        let (denominator, _denominator) = slices::output(outputs.denominator, stream);
-        let (address, _workspace) = slices::output(workspace, stream);
+        let (o, _o) = memory::output(Some(outputs.o), stream);
+        let (state, _final_state) = memory::output(outputs.state, stream);
+        let (reverse_state, _final_reverse) = memory::output(outputs.reverse_state, stream);
+        let (normalizer, _final_normalizer) = memory::output(outputs.normalizer, stream);
+        let (denominator, _denominator) = memory::output(outputs.denominator, stream);
+        let (address, _workspace) = memory::output(workspace, stream);
         let out = RawOutputs { o, state, reverse_state, normalizer, denominator };
         // SAFETY: the slices live on the stream's context, have the elements that the plan's strides reach, and their guards are
         // held until the launches are queued; the workspace is borrowed for them alone.

@@ -1,24 +1,6 @@
 //! Sizes and strides.
 
-/// Steps of a `[batch, token, head, ..]` tensor in elements; what is left of a row is contiguous.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Stride {
-    /// From a row of the batch to the next.
-    pub batch: i64,
-    /// From a token to the next.
-    pub token: i64,
-    /// From a head to the next.
-    pub head: i64,
-}
-
-impl Stride {
-    /// Of `[B,T,heads,width]` without gaps.
-    pub fn dense(seq_len: usize, heads: usize, width: usize) -> Self {
-        let clamp = |v: usize| i64::try_from(v).unwrap_or(i64::MAX);
-        let token = heads.saturating_mul(width);
-        Self { batch: clamp(seq_len.saturating_mul(token)), token: clamp(token), head: clamp(width) }
-    }
-}
+use crate::Stride;
 
 /// Steps of the tensors; `None`: without gaps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

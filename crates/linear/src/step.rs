@@ -3,7 +3,7 @@
 //! Shape and options are those of the whole sequence's operation, with one token.
 
 use crate::{
-    Decay, Features, Mode, Options, Read, Shape, Stride, slices,
+    Decay, Features, Mode, Options, Read, Shape, Stride, memory,
     strided::{self, MAX_EXTENT, Placed, Strided},
 };
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, sys::CUdeviceptr};
@@ -253,15 +253,15 @@ impl Plan {
         outputs.z.as_ref().map_or(Ok(()), |z| strided::length(OP, "z", &self.z(), z.len()))?;
         strided::length(OP, "o", &self.o(), outputs.o.len())?;
         outputs.den.as_ref().map_or(Ok(()), |d| strided::length(OP, "den", &self.den(), d.len()))?;
-        let (q, _q) = slices::input(Some(inputs.q), stream);
-        let (k, _k) = slices::input(Some(inputs.k), stream);
-        let (v, _v) = slices::input(Some(inputs.v), stream);
-        let (g, _g) = slices::input(inputs.g, stream);
-        let (bonus, _bonus) = slices::input(inputs.bonus, stream);
-        let (state, _state) = slices::output(Some(outputs.state), stream);
-        let (z, _z) = slices::output(outputs.z, stream);
-        let (o, _o) = slices::output(Some(outputs.o), stream);
-        let (den, _den) = slices::output(outputs.den, stream);
+        let (q, _q) = memory::input(Some(inputs.q), stream);
+        let (k, _k) = memory::input(Some(inputs.k), stream);
+        let (v, _v) = memory::input(Some(inputs.v), stream);
+        let (g, _g) = memory::input(inputs.g, stream);
+        let (bonus, _bonus) = memory::input(inputs.bonus, stream);
+        let (state, _state) = memory::output(Some(outputs.state), stream);
+        let (z, _z) = memory::output(outputs.z, stream);
+        let (o, _o) = memory::output(Some(outputs.o), stream);
+        let (den, _den) = memory::output(outputs.den, stream);
         // SAFETY: the slices live on the stream's context, have the elements that the plan reaches, and their guards are held
         // until the launch is queued.
         unsafe { self.run_raw(stream, &Raw { q, k, v, g, bonus, state, z, o, den }) }

@@ -1,4 +1,4 @@
-//! The tensors of a forward pass: as the caller's slices, and as device addresses.
+//! The tensors of a forward pass: as the caller's memory, and as device addresses.
 
 use crate::{Error, Result};
 use cudarc::driver::{DevicePtr, DevicePtrMut, sys::CUdeviceptr};

@@ -40,6 +40,8 @@
 //! # }
 //! ```
 
+pub use lookback_attention as attention;
+pub use lookback_decode as decode;
 pub use lookback_device::{
     Class, DType, DeviceInfo, DevicePick, Element, Error, PeerFault, Result, WeightsFault, cudarc, emulator, open,
 };

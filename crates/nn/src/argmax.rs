@@ -149,7 +149,7 @@ pub fn argmax<T: Element>(
 ) -> Result<CudaSlice<i32>> {
     let device = DeviceInfo::of(stream.context())?;
     let plan = Plan::new(&Shape::dense(rows, width), &Options { dtype: T::DTYPE }, &device)?;
-    let mut out = memory::allocate(stream, rows, OP)?;
+    let mut out = memory::allocate(stream, rows as u64, OP)?;
     plan.run(stream, x, &mut out)?;
     Ok(out)
 }

@@ -234,7 +234,7 @@ pub fn cross_entropy<T: Element>(
 ) -> Result<CudaSlice<f32>> {
     let device = DeviceInfo::of(stream.context())?;
     let plan = Plan::new(&Shape::dense(rows, classes), &Options { dtype: T::DTYPE, scale: 1.0 }, &device)?;
-    let mut loss = memory::allocate(stream, rows, OP)?;
+    let mut loss = memory::allocate(stream, rows as u64, OP)?;
     plan.run(stream, logits, labels, &mut loss, Outputs::default())?;
     Ok(loss)
 }

@@ -200,7 +200,7 @@ pub fn embedding<T: Element>(
     let device = DeviceInfo::of(stream.context())?;
     let shape = Shape::dense(ids.len(), 1, vocabulary, width);
     let plan = Plan::new(&shape, &Options { dtype: T::DTYPE }, &device)?;
-    let mut out = memory::allocate(stream, ids.len().saturating_mul(width), OP)?;
+    let mut out = memory::allocate(stream, ids.len().saturating_mul(width) as u64, OP)?;
     plan.run(stream, table, ids, &mut out, None)?;
     Ok(out)
 }

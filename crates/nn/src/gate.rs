@@ -181,7 +181,7 @@ pub fn gate<T: Element>(
 ) -> Result<CudaSlice<T>> {
     let device = DeviceInfo::of(stream.context())?;
     let plan = Plan::new(&Shape::dense(rows, width), &Options { dtype: T::DTYPE, activation }, &device)?;
-    let mut out = memory::allocate(stream, rows.saturating_mul(width), OP)?;
+    let mut out = memory::allocate(stream, rows.saturating_mul(width) as u64, OP)?;
     plan.run(stream, x, y, &mut out)?;
     Ok(out)
 }

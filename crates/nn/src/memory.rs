@@ -1,33 +1,9 @@
-//! Device addresses for the time of a launch.
+//! Device addresses for the time of a launch: [`lookback_device::memory`], and parameters of either type.
 
-use crate::{Param, Result};
-use cudarc::driver::{
-    CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop, ValidAsZeroBits, sys::CUdeviceptr,
-};
-use lookback_device::{Element, driver};
-use std::sync::Arc;
-
-/// An address and the guard that must outlive the launch; address 0 and no guard when the tensor is absent.
-pub(crate) type Held<'a> = (CUdeviceptr, Option<SyncOnDrop<'a>>);
-
-/// Address of an optional input.
-pub(crate) fn input<'a, T>(slice: Option<&'a dyn DevicePtr<T>>, stream: &'a CudaStream) -> Held<'a> {
-    slice.map_or((0, None), |s| {
-        let (address, guard) = s.device_ptr(stream);
-        (address, Some(guard))
-    })
-}
-
-/// Address of an optional output.
-pub(crate) fn output<'a, 'b: 'a, T>(
-    slice: Option<&'a mut (dyn DevicePtrMut<T> + 'b)>,
-    stream: &'a CudaStream,
-) -> Held<'a> {
-    slice.map_or((0, None), |s| {
-        let (address, guard) = s.device_ptr_mut(stream);
-        (address, Some(guard))
-    })
-}
+use crate::Param;
+use cudarc::driver::CudaStream;
+use lookback_device::Element;
+pub(crate) use lookback_device::memory::{Held, allocate, input, output};
 
 /// Address of a parameter.
 pub(crate) fn param<'a, T: Element>(param: Param<'a, T>, stream: &'a CudaStream) -> Held<'a> {
@@ -36,14 +12,4 @@ pub(crate) fn param<'a, T: Element>(param: Param<'a, T>, stream: &'a CudaStream)
         Param::Same(slice) => input(Some(slice), stream),
         Param::F32(slice) => input(Some(slice), stream),
     }
-}
-
-/// Memory for an output that the next launch writes completely. An empty tensor gets one element, because the driver has no
-/// allocation of zero bytes.
-pub(crate) fn allocate<T: DeviceRepr + ValidAsZeroBits>(
-    stream: &Arc<CudaStream>,
-    len: usize,
-    what: &'static str,
-) -> Result<CudaSlice<T>> {
-    stream.alloc_zeros::<T>(len.max(1)).map_err(|e| driver(e, what))
 }

@@ -42,8 +42,8 @@ pub fn gated_scan<T: Element>(
     inputs: &Inputs<'_, T>,
 ) -> Result<Forwarded<T>> {
     let plan = Plan::new(shape, options, &DeviceInfo::of(stream.context())?)?;
-    let mut h = memory::allocate::<T>(stream, len(plan.h.span()), "h")?;
-    let mut last = memory::allocate::<f32>(stream, len(plan.frame.states().span()), "final states")?;
+    let mut h = memory::allocate::<T>(stream, plan.h.span(), "h")?;
+    let mut last = memory::allocate::<f32>(stream, plan.frame.states().span(), "final states")?;
     let mut workspace = Workspace::new(stream, plan.workspace_bytes())?;
     plan.run(stream, inputs, Outputs { h: &mut h, last: Some(&mut last) }, &mut workspace)?;
     Ok(Forwarded { h, last })
@@ -61,22 +61,18 @@ pub fn gated_scan_backward<T: Element>(
 ) -> Result<Gradients<T>> {
     let plan = BackwardPlan::new(shape, options, &DeviceInfo::of(stream.context())?)?;
     let source = options.source;
-    let [da, db, dx] = plan.gradient_spans().map(len);
+    let [da, db, dx] = plan.gradient_spans();
     let tensor = |wanted: bool, len| wanted.then(|| memory::allocate::<T>(stream, len, "gradients")).transpose();
     let mut a = tensor(source.has_a(), da)?;
     let mut b = memory::allocate::<T>(stream, db, "gradients")?;
     let mut x = tensor(source.is_producer(), dx)?;
     let floats = |len| memory::allocate::<f32>(stream, len, "gradients");
-    let mut channel = source.has_channel().then(|| floats(shape.channels)).transpose()?;
-    let mut d_initial = floats(shape.sequences().saturating_mul(shape.channels))?;
+    let mut channel = source.has_channel().then(|| floats(shape.channels as u64)).transpose()?;
+    let mut d_initial = floats(shape.sequences().saturating_mul(shape.channels) as u64)?;
     let mut workspace = Workspace::new(stream, plan.workspace_bytes())?;
     let gates = GateGradients { a: some(&mut a), b: Some(&mut b), x: some(&mut x), channel: some(&mut channel) };
     plan.run(stream, inputs, BackwardOutputs { gates, d_initial: Some(&mut d_initial) }, &mut workspace)?;
     Ok(Gradients { a, b, x, channel, d_initial })
-}
-
-fn len(span: u64) -> usize {
-    usize::try_from(span).unwrap_or(usize::MAX)
 }
 
 fn some<T>(slice: &mut Option<CudaSlice<T>>) -> Option<&mut dyn DevicePtrMut<T>> {

@@ -38,7 +38,6 @@ mod allocate;
 mod backward;
 pub mod check;
 pub mod log_cumsum_exp;
-mod memory;
 mod plan;
 pub mod policy;
 mod run;
@@ -48,6 +47,7 @@ mod workspace;
 
 pub use allocate::{Forwarded, Gradients, gated_scan, gated_scan_backward};
 pub use backward::BackwardPlan;
+pub(crate) use lookback_device::memory;
 pub use lookback_device::{DType, DeviceInfo, Element, Error, Result};
 pub use plan::Plan;
 pub use shape::{Options, Shape, Source, Stride, Strides};

@@ -1,7 +1,7 @@
 //! Convenience: plan, memory and launches in one call.
 
 use super::{BackwardInputs, BackwardOutputs, BackwardPlan, ReverseGradients};
-use crate::{Decay, DeviceInfo, Element, Mode, Options, Result, Shape, slices};
+use crate::{Decay, DeviceInfo, Element, Mode, Options, Result, Shape, memory};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut};
 use std::sync::Arc;
 
@@ -45,22 +45,22 @@ pub fn linear_attention_backward<T: Element>(
     let plan = BackwardPlan::new(shape, options, &DeviceInfo::of(stream.context())?)?;
     let (layout, wide) = (&plan.layout, &plan.forward.layout);
     let reverse = &inputs.forward.reverse;
-    let elements = |len: u64| slices::allocate::<T>(stream, len, "gradients");
-    let floats = |wanted: bool, len: u64| wanted.then(|| slices::allocate::<f32>(stream, len, "gradients")).transpose();
+    let elements = |len: u64| memory::allocate::<T>(stream, len, "gradients");
+    let floats = |wanted: bool, len: u64| wanted.then(|| memory::allocate::<f32>(stream, len, "gradients")).transpose();
     let mut out = Gradients {
         dq: elements(layout.dq.span())?,
         dk: elements(layout.dk.span())?,
         dv: elements(layout.dv.span())?,
         dg: floats(options.decay != Decay::None, layout.dg.span())?,
         d_bonus: floats(inputs.forward.bonus.is_some(), wide.bonus.span())?,
-        d_state: slices::allocate(stream, wide.states.span(), "gradients")?,
+        d_state: memory::allocate(stream, wide.states.span(), "gradients")?,
         d_normalizer: floats(options.normalize.is_some(), wide.sums.span())?,
         reverse_dq: reverse.q.map(|_| elements(layout.dq.span())).transpose()?,
         reverse_dk: reverse.k.map(|_| elements(layout.dk.span())).transpose()?,
         reverse_dg: floats(reverse.g.is_some(), layout.dg.span())?,
         reverse_d_state: floats(options.mode == Mode::Bidirectional, wide.states.span())?,
     };
-    let mut workspace = slices::allocate::<u8>(stream, plan.workspace_bytes(), "workspace")?;
+    let mut workspace = memory::allocate::<u8>(stream, plan.workspace_bytes(), "workspace")?;
     let outputs = BackwardOutputs {
         dq: &mut out.dq,
         dk: &mut out.dk,

@@ -7,7 +7,7 @@ use super::{
     scratch::Scratch,
 };
 use crate::{
-    DType, Decay, Mode, RawInputs, RawWorkspace, Read, Result, launch, slices,
+    DType, Decay, Mode, RawInputs, RawWorkspace, Read, Result, launch, memory,
     strided::{self, Placed, Strided},
 };
 use cudarc::driver::{CudaStream, DevicePtrMut, sys::CUdeviceptr};
@@ -48,26 +48,26 @@ impl BackwardPlan {
         strided::dtype(OP, "inputs", self.options().dtype, T::DTYPE)?;
         self.check_lengths(inputs, &outputs)?;
         let forward = &inputs.forward;
-        let (q, _q) = slices::input(Some(forward.q), stream);
-        let (k, _k) = slices::input(Some(forward.k), stream);
-        let (v, _v) = slices::input(Some(forward.v), stream);
-        let (g, _g) = slices::input(forward.g, stream);
-        let (bonus, _bonus) = slices::input(forward.bonus, stream);
-        let (flags, _flags) = slices::input(forward.flags, stream);
-        let (cu_seqlens, _cu_seqlens) = slices::input(forward.cu_seqlens, stream);
-        let (prefix_len, _prefix_len) = slices::input(forward.prefix_len, stream);
-        let (state, _state) = slices::input(forward.state, stream);
-        let (normalizer, _normalizer) = slices::input(forward.normalizer, stream);
-        let (reverse_q, _reverse_q) = slices::input(forward.reverse.q, stream);
-        let (reverse_k, _reverse_k) = slices::input(forward.reverse.k, stream);
-        let (reverse_g, _reverse_g) = slices::input(forward.reverse.g, stream);
-        let (reverse_state, _reverse_state) = slices::input(forward.reverse.state, stream);
-        let (o, _o) = slices::input(inputs.o, stream);
-        let (denominator, _denominator) = slices::input(inputs.denominator, stream);
-        let (d_o, _d_o) = slices::input(Some(inputs.d_o), stream);
-        let (d_state, _d_state) = slices::input(inputs.d_state, stream);
-        let (d_reverse_state, _d_reverse_state) = slices::input(inputs.d_reverse_state, stream);
-        let (d_normalizer, _d_normalizer) = slices::input(inputs.d_normalizer, stream);
+        let (q, _q) = memory::input(Some(forward.q), stream);
+        let (k, _k) = memory::input(Some(forward.k), stream);
+        let (v, _v) = memory::input(Some(forward.v), stream);
+        let (g, _g) = memory::input(forward.g, stream);
+        let (bonus, _bonus) = memory::input(forward.bonus, stream);
+        let (flags, _flags) = memory::input(forward.flags, stream);
+        let (cu_seqlens, _cu_seqlens) = memory::input(forward.cu_seqlens, stream);
+        let (prefix_len, _prefix_len) = memory::input(forward.prefix_len, stream);
+        let (state, _state) = memory::input(forward.state, stream);
+        let (normalizer, _normalizer) = memory::input(forward.normalizer, stream);
+        let (reverse_q, _reverse_q) = memory::input(forward.reverse.q, stream);
+        let (reverse_k, _reverse_k) = memory::input(forward.reverse.k, stream);
+        let (reverse_g, _reverse_g) = memory::input(forward.reverse.g, stream);
+        let (reverse_state, _reverse_state) = memory::input(forward.reverse.state, stream);
+        let (o, _o) = memory::input(inputs.o, stream);
+        let (denominator, _denominator) = memory::input(inputs.denominator, stream);
+        let (d_o, _d_o) = memory::input(Some(inputs.d_o), stream);
+        let (d_state, _d_state) = memory::input(inputs.d_state, stream);
+        let (d_reverse_state, _d_reverse_state) = memory::input(inputs.d_reverse_state, stream);
+        let (d_normalizer, _d_normalizer) = memory::input(inputs.d_normalizer, stream);
         let forward = RawInputs {
             q,
             k,
@@ -87,18 +87,18 @@ impl BackwardPlan {
         let raw = RawBackwardInputs { forward, o, denominator, d_o, d_state, d_reverse_state, d_normalizer };
 
         let bytes = workspace.as_ref().map_or(0, |w| w.len() as u64);
-        let (dq, _dq) = slices::output(Some(outputs.dq), stream);
-        let (dk, _dk) = slices::output(Some(outputs.dk), stream);
-        let (dv, _dv) = slices::output(Some(outputs.dv), stream);
-        let (dg, _dg) = slices::output(outputs.dg, stream);
-        let (d_bonus, _d_bonus) = slices::output(outputs.d_bonus, stream);
-        let (d_state, _d_first) = slices::output(outputs.d_state, stream);
-        let (d_normalizer, _d_first_sums) = slices::output(outputs.d_normalizer, stream);
-        let (reverse_dq, _reverse_dq) = slices::output(outputs.reverse.dq, stream);
-        let (reverse_dk, _reverse_dk) = slices::output(outputs.reverse.dk, stream);
-        let (reverse_dg, _reverse_dg) = slices::output(outputs.reverse.dg, stream);
-        let (reverse_d_state, _reverse_d_state) = slices::output(outputs.reverse.d_state, stream);
-        let (address, _workspace) = slices::output(workspace, stream);
+        let (dq, _dq) = memory::output(Some(outputs.dq), stream);
+        let (dk, _dk) = memory::output(Some(outputs.dk), stream);
+        let (dv, _dv) = memory::output(Some(outputs.dv), stream);
+        let (dg, _dg) = memory::output(outputs.dg, stream);
+        let (d_bonus, _d_bonus) = memory::output(outputs.d_bonus, stream);
+        let (d_state, _d_first) = memory::output(outputs.d_state, stream);
+        let (d_normalizer, _d_first_sums) = memory::output(outputs.d_normalizer, stream);
+        let (reverse_dq, _reverse_dq) = memory::output(outputs.reverse.dq, stream);
+        let (reverse_dk, _reverse_dk) = memory::output(outputs.reverse.dk, stream);
+        let (reverse_dg, _reverse_dg) = memory::output(outputs.reverse.dg, stream);
+        let (reverse_d_state, _reverse_d_state) = memory::output(outputs.reverse.d_state, stream);
+        let (address, _workspace) = memory::output(workspace, stream);
         let gradients = RawBackwardOutputs {
             dq,
             dk,

@@ -1,4 +1,4 @@
-//! The tensors of a backward pass: as the caller's slices, and as device addresses.
+//! The tensors of a backward pass: as the caller's memory, and as device addresses.
 
 use crate::{Inputs, RawInputs};
 use cudarc::driver::{DevicePtr, DevicePtrMut, sys::CUdeviceptr};

@@ -7,7 +7,7 @@ use super::{
     work::{Caller, Paths, Work, rows},
 };
 use crate::{
-    DeviceInfo, Element, MAX_KEY_DIM, RawWorkspace, Result, Stride, slices,
+    DeviceInfo, Element, MAX_KEY_DIM, RawWorkspace, Result, Stride, memory,
     strided::{self, Placed, Strided},
 };
 use bytemuck::Zeroable;
@@ -133,16 +133,16 @@ impl BackwardPlan {
         strided::length(op, "dk", &self.dk, outputs.dk.len())?;
         strided::length(op, "dv", &self.dv, outputs.dv.len())?;
         let bytes = workspace.len() as u64;
-        let (q, _q) = slices::input(Some(inputs.q), stream);
-        let (k, _k) = slices::input(Some(inputs.k), stream);
-        let (v, _v) = slices::input(Some(inputs.v), stream);
-        let (cu_seqlens, _starts) = slices::input(inputs.cu_seqlens, stream);
-        let (cu_seqlens_k, _key_starts) = slices::input(inputs.cu_seqlens_k, stream);
-        let (dout, _dout) = slices::input(Some(dout), stream);
-        let (dq, _dq) = slices::output(Some(outputs.dq), stream);
-        let (dk, _dk) = slices::output(Some(outputs.dk), stream);
-        let (dv, _dv) = slices::output(Some(outputs.dv), stream);
-        let (address, _workspace) = slices::output(Some(workspace), stream);
+        let (q, _q) = memory::input(Some(inputs.q), stream);
+        let (k, _k) = memory::input(Some(inputs.k), stream);
+        let (v, _v) = memory::input(Some(inputs.v), stream);
+        let (cu_seqlens, _starts) = memory::input(inputs.cu_seqlens, stream);
+        let (cu_seqlens_k, _key_starts) = memory::input(inputs.cu_seqlens_k, stream);
+        let (dout, _dout) = memory::input(Some(dout), stream);
+        let (dq, _dq) = memory::output(Some(outputs.dq), stream);
+        let (dk, _dk) = memory::output(Some(outputs.dk), stream);
+        let (dv, _dv) = memory::output(Some(outputs.dv), stream);
+        let (address, _workspace) = memory::output(Some(workspace), stream);
         let inputs = RawInputs { q, k, v, cu_seqlens, cu_seqlens_k };
         let outputs = RawBackwardOutputs { dq, dk, dv };
         // SAFETY: the slices live on the stream's context, have the elements that the plan's strides reach, and their guards are
@@ -274,9 +274,9 @@ pub fn flow_attention_backward<T: Element>(
     dout: &impl DevicePtr<T>,
 ) -> Result<Gradients<T>> {
     let plan = BackwardPlan::new(shape, options, &DeviceInfo::of(stream.context())?)?;
-    let gradient = |tensor: &Strided| slices::allocate::<T>(stream, tensor.span(), "gradients");
+    let gradient = |tensor: &Strided| memory::allocate::<T>(stream, tensor.span(), "gradients");
     let (mut dq, mut dk, mut dv) = (gradient(&plan.dq)?, gradient(&plan.dk)?, gradient(&plan.dv)?);
-    let mut workspace = slices::allocate::<u8>(stream, plan.workspace_bytes(), "workspace")?;
+    let mut workspace = memory::allocate::<u8>(stream, plan.workspace_bytes(), "workspace")?;
     let outputs = BackwardOutputs { dq: &mut dq, dk: &mut dk, dv: &mut dv };
     plan.run(stream, inputs, dout, outputs, &mut workspace)?;
     Ok(Gradients { dq, dk, dv })

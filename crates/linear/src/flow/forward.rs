@@ -5,7 +5,7 @@ use super::{
     work::{Caller, Paths, Work, rows},
 };
 use crate::{
-    DeviceInfo, Element, RawWorkspace, Result, slices,
+    DeviceInfo, Element, RawWorkspace, Result, memory,
     strided::{self, Placed, Strided},
 };
 use bytemuck::Zeroable;
@@ -273,13 +273,13 @@ impl Plan {
         self.frame.check_lengths(Self::OP, inputs)?;
         strided::length(Self::OP, "out", &self.frame.out, out.len())?;
         let bytes = workspace.len() as u64;
-        let (q, _q) = slices::input(Some(inputs.q), stream);
-        let (k, _k) = slices::input(Some(inputs.k), stream);
-        let (v, _v) = slices::input(Some(inputs.v), stream);
-        let (cu_seqlens, _starts) = slices::input(inputs.cu_seqlens, stream);
-        let (cu_seqlens_k, _key_starts) = slices::input(inputs.cu_seqlens_k, stream);
-        let (out, _out) = slices::output(Some(out), stream);
-        let (address, _workspace) = slices::output(Some(workspace), stream);
+        let (q, _q) = memory::input(Some(inputs.q), stream);
+        let (k, _k) = memory::input(Some(inputs.k), stream);
+        let (v, _v) = memory::input(Some(inputs.v), stream);
+        let (cu_seqlens, _starts) = memory::input(inputs.cu_seqlens, stream);
+        let (cu_seqlens_k, _key_starts) = memory::input(inputs.cu_seqlens_k, stream);
+        let (out, _out) = memory::output(Some(out), stream);
+        let (address, _workspace) = memory::output(Some(workspace), stream);
         let inputs = RawInputs { q, k, v, cu_seqlens, cu_seqlens_k };
         // SAFETY: the slices live on the stream's context, have the elements that the plan's strides reach, and their guards are
         // held until the launches are queued; the workspace is borrowed for them alone.
@@ -334,8 +334,8 @@ pub fn flow_attention<T: Element>(
     v: &impl DevicePtr<T>,
 ) -> Result<CudaSlice<T>> {
     let plan = Plan::new(shape, options, &DeviceInfo::of(stream.context())?)?;
-    let mut out = slices::allocate::<T>(stream, plan.frame.out.span(), "out")?;
-    let mut workspace = slices::allocate::<u8>(stream, plan.workspace_bytes(), "workspace")?;
+    let mut out = memory::allocate::<T>(stream, plan.frame.out.span(), "out")?;
+    let mut workspace = memory::allocate::<u8>(stream, plan.workspace_bytes(), "workspace")?;
     plan.run(stream, &Inputs::of(q, k, v), &mut out, &mut workspace)?;
     Ok(out)
 }

@@ -1,7 +1,7 @@
 //! Convenience: plan, memory and launch in one call.
 
 use super::{Inputs, Options, Outputs, Plan, Workspace};
-use crate::{DeviceInfo, Element, Result, Shape, slices};
+use crate::{DeviceInfo, Element, Result, Shape, memory};
 use cudarc::driver::{CudaSlice, CudaStream, DevicePtrMut};
 use std::sync::Arc;
 
@@ -31,10 +31,10 @@ pub fn time_reduce<T: Element>(
     let plan = Plan::new(shape, options, &DeviceInfo::of(stream.context())?)?;
     let reads = inputs.q.is_some();
     let normalizes = reads && options.normalize.is_some();
-    let mut o = reads.then(|| slices::allocate::<T>(stream, plan.layout.o.span(), "o")).transpose()?;
-    let mut den = normalizes.then(|| slices::allocate::<f32>(stream, plan.layout.den.span(), "den")).transpose()?;
-    let mut kv = slices::allocate::<f32>(stream, plan.layout.kv.span(), "kv")?;
-    let mut ksum = slices::allocate::<f32>(stream, plan.layout.ksum.span(), "ksum")?;
+    let mut o = reads.then(|| memory::allocate::<T>(stream, plan.layout.o.span(), "o")).transpose()?;
+    let mut den = normalizes.then(|| memory::allocate::<f32>(stream, plan.layout.den.span(), "den")).transpose()?;
+    let mut kv = memory::allocate::<f32>(stream, plan.layout.kv.span(), "kv")?;
+    let mut ksum = memory::allocate::<f32>(stream, plan.layout.ksum.span(), "ksum")?;
     let mut workspace = Workspace::new(stream, plan.workspace_bytes())?;
     let outputs = Outputs {
         o: o.as_mut().map(|o| o as &mut dyn DevicePtrMut<T>),

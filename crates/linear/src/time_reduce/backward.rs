@@ -7,7 +7,7 @@ use super::{
     workspace,
 };
 use crate::{
-    DeviceInfo, Result, Shape, slices,
+    DeviceInfo, Result, Shape, memory,
     strided::{self, Placed, Strided},
 };
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, sys::CUdeviceptr};
@@ -254,21 +254,21 @@ impl BackwardPlan {
         ] {
             strided::length(OP, arg, tensor, slice.len())?;
         }
-        let (q, _q) = slices::input(Some(inputs.q), stream);
-        let (k, _k) = slices::input(Some(inputs.k), stream);
-        let (v, _v) = slices::input(Some(inputs.v), stream);
-        let (cu_seqlens, _cu_seqlens) = slices::input(inputs.cu_seqlens, stream);
-        let (prefix_len, _prefix_len) = slices::input(inputs.prefix_len, stream);
-        let (kv, _kv) = slices::input(Some(inputs.kv), stream);
-        let (ksum, _ksum) = slices::input(inputs.ksum, stream);
-        let (o, _o) = slices::input(inputs.o, stream);
-        let (den, _den) = slices::input(inputs.den, stream);
-        let (d_o, _d_o) = slices::input(Some(inputs.d_o), stream);
-        let (d_kv, _d_kv) = slices::input(inputs.d_kv, stream);
-        let (d_ksum, _d_ksum) = slices::input(inputs.d_ksum, stream);
-        let (dq, _dq) = slices::output(Some(outputs.dq), stream);
-        let (dk, _dk) = slices::output(Some(outputs.dk), stream);
-        let (dv, _dv) = slices::output(Some(outputs.dv), stream);
+        let (q, _q) = memory::input(Some(inputs.q), stream);
+        let (k, _k) = memory::input(Some(inputs.k), stream);
+        let (v, _v) = memory::input(Some(inputs.v), stream);
+        let (cu_seqlens, _cu_seqlens) = memory::input(inputs.cu_seqlens, stream);
+        let (prefix_len, _prefix_len) = memory::input(inputs.prefix_len, stream);
+        let (kv, _kv) = memory::input(Some(inputs.kv), stream);
+        let (ksum, _ksum) = memory::input(inputs.ksum, stream);
+        let (o, _o) = memory::input(inputs.o, stream);
+        let (den, _den) = memory::input(inputs.den, stream);
+        let (d_o, _d_o) = memory::input(Some(inputs.d_o), stream);
+        let (d_kv, _d_kv) = memory::input(inputs.d_kv, stream);
+        let (d_ksum, _d_ksum) = memory::input(inputs.d_ksum, stream);
+        let (dq, _dq) = memory::output(Some(outputs.dq), stream);
+        let (dk, _dk) = memory::output(Some(outputs.dk), stream);
+        let (dv, _dv) = memory::output(Some(outputs.dv), stream);
         let (workspace, _workspace) = workspace.hold(stream);
         let raw = RawBackwardInputs { q, k, v, cu_seqlens, prefix_len, kv, ksum, o, den, d_o, d_kv, d_ksum };
         // SAFETY: the slices live on the stream's context, have the elements that the plan's strides reach, and their guards are

@@ -5,7 +5,7 @@ use super::{
     job::{Operand, Roles},
 };
 use crate::{
-    Result, slices,
+    Result, memory,
     strided::{self, Placed},
 };
 use cudarc::driver::CudaStream;
@@ -49,15 +49,15 @@ impl Plan {
         outputs.den.as_ref().map_or(Ok(()), |d| strided::length(op, "den", &layout.den, d.len()))?;
         outputs.kv.as_ref().map_or(Ok(()), |s| strided::length(op, "kv", &layout.kv, s.len()))?;
         outputs.ksum.as_ref().map_or(Ok(()), |s| strided::length(op, "ksum", &layout.ksum, s.len()))?;
-        let (q, _q) = slices::input(inputs.q, stream);
-        let (k, _k) = slices::input(Some(inputs.k), stream);
-        let (v, _v) = slices::input(Some(inputs.v), stream);
-        let (cu_seqlens, _cu_seqlens) = slices::input(inputs.cu_seqlens, stream);
-        let (prefix_len, _prefix_len) = slices::input(inputs.prefix_len, stream);
-        let (o, _o) = slices::output(outputs.o, stream);
-        let (den, _den) = slices::output(outputs.den, stream);
-        let (kv, _kv) = slices::output(outputs.kv, stream);
-        let (ksum, _ksum) = slices::output(outputs.ksum, stream);
+        let (q, _q) = memory::input(inputs.q, stream);
+        let (k, _k) = memory::input(Some(inputs.k), stream);
+        let (v, _v) = memory::input(Some(inputs.v), stream);
+        let (cu_seqlens, _cu_seqlens) = memory::input(inputs.cu_seqlens, stream);
+        let (prefix_len, _prefix_len) = memory::input(inputs.prefix_len, stream);
+        let (o, _o) = memory::output(outputs.o, stream);
+        let (den, _den) = memory::output(outputs.den, stream);
+        let (kv, _kv) = memory::output(outputs.kv, stream);
+        let (ksum, _ksum) = memory::output(outputs.ksum, stream);
         let (workspace, _workspace) = workspace.hold(stream);
         let raw = RawInputs { q, k, v, cu_seqlens, prefix_len };
         // SAFETY: the slices live on the stream's context, have the elements that the plan's strides reach, and their guards are

@@ -270,7 +270,7 @@ pub fn gated_rms_norm<T: Element>(
     options: &Options,
 ) -> Result<CudaSlice<T>> {
     let plan = Plan::new(&Shape::dense(rows, width), options, &DeviceInfo::of(stream.context())?)?;
-    let mut out = memory::allocate(stream, rows.saturating_mul(width), OP)?;
+    let mut out = memory::allocate(stream, rows.saturating_mul(width) as u64, OP)?;
     plan.run(stream, y, z, weight, &mut out, None)?;
     Ok(out)
 }

@@ -323,7 +323,7 @@ pub fn linear<T: Element>(
     let device = DeviceInfo::of(stream.context())?;
     let options = Options { activation, ..Options::new(T::DTYPE) };
     let plan = Plan::new(&Shape::linear(m, n, k), &options, &device)?;
-    let mut c = memory::allocate::<T>(stream, m.saturating_mul(n), OP)?;
+    let mut c = memory::allocate::<T>(stream, m.saturating_mul(n) as u64, OP)?;
     plan.run(stream, x, weight, bias, &mut c)?;
     Ok(c)
 }

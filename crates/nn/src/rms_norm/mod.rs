@@ -201,7 +201,7 @@ pub fn rms_norm<T: Element>(
 ) -> Result<CudaSlice<T>> {
     let device = DeviceInfo::of(stream.context())?;
     let plan = Plan::new(&Shape::dense(rows, width), &Options { dtype: T::DTYPE, eps }, &device)?;
-    let mut out = memory::allocate(stream, rows.saturating_mul(width), OP)?;
+    let mut out = memory::allocate(stream, rows.saturating_mul(width) as u64, OP)?;
     plan.run(stream, x, weight, &mut out, None)?;
     Ok(out)
 }

@@ -306,7 +306,7 @@ pub fn rotary<T: Element>(
 ) -> Result<CudaSlice<T>> {
     let device = DeviceInfo::of(stream.context())?;
     let plan = Plan::new(&Shape::dense(batch, tokens, heads, head_dim), options, &device)?;
-    let mut out = memory::allocate(stream, usize::try_from(plan.out.span()).unwrap_or(usize::MAX), OP)?;
+    let mut out = memory::allocate(stream, plan.out.span(), OP)?;
     plan.run(stream, x, Inputs::default(), &mut out)?;
     Ok(out)
 }

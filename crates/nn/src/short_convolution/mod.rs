@@ -335,7 +335,7 @@ pub fn short_convolution<T: Element>(
     let Shape { batch, tokens, channels, taps, window, .. } = *shape;
     let dense = Shape { window, ..Shape::dense(batch, tokens, channels, taps) };
     let plan = Plan::new(&dense, &Options { dtype: T::DTYPE, activation }, &device)?;
-    let mut out = memory::allocate(stream, usize::try_from(plan.out().span()).unwrap_or(usize::MAX), OP)?;
+    let mut out = memory::allocate(stream, plan.out().span(), OP)?;
     plan.run(stream, x, weight, Inputs { bias, ..Inputs::default() }, &mut out, None)?;
     Ok(out)
 }
