@@ -5,6 +5,7 @@
 
 pub mod activation;
 pub mod argmax;
+pub mod attention;
 pub mod cross_entropy;
 pub mod decay_gate;
 pub mod embedding;
