@@ -117,7 +117,7 @@ impl Attention<'_> {
     }
 
     /// Row `row` of head `head` in a tensor of `heads` heads of `width`.
-    fn at<'t>(tensor: &'t [f64], row: usize, head: usize, heads: usize, width: usize) -> &'t [f64] {
+    fn at(tensor: &[f64], row: usize, head: usize, heads: usize, width: usize) -> &[f64] {
         &tensor[(row * heads + head) * width..][..width]
     }
 }
