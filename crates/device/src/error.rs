@@ -145,6 +145,16 @@ pub enum Error {
         /// What was being done.
         what: &'static str,
     },
+    /// A paged cache has fewer free pages than what is to be kept would fill.
+    #[error("{op}: needs {need} more pages, {free} are free")]
+    OutOfPages {
+        /// Operation.
+        op: &'static str,
+        /// Pages wanted besides those in use.
+        need: u64,
+        /// Pages that nothing uses.
+        free: u64,
+    },
     /// A driver call failed.
     #[error("{what}: driver error {code:?}")]
     Driver {
@@ -278,7 +288,8 @@ impl Error {
             | Error::DriverTooOld { .. }
             | Error::Arch { .. }
             | Error::Ptx { .. }
-            | Error::OutOfMemory { .. } => Class::Machine,
+            | Error::OutOfMemory { .. }
+            | Error::OutOfPages { .. } => Class::Machine,
             Error::Driver { .. } | Error::Launch { .. } | Error::DeviceLost { .. } => Class::Run,
             Error::Peer { .. } => Class::Peer,
             Error::Weights { .. } => Class::Data,
