@@ -133,9 +133,9 @@ fn windows_lists_and_hostile_tables_leave_keys_out() {
         })
         .collect();
     let got = forward(&windowed, &t);
-    for i in 0..2 {
-        close(&got.o[i * 8..][..8], &want[i].o[i * 8..][..8]);
-        close(&got.lse[i * 4..][..4], &want[i].lse[i * 4..][..4]);
+    for (i, want) in want.iter().enumerate() {
+        close(&got.o[i * 8..][..8], &want.o[i * 8..][..8]);
+        close(&got.lse[i * 4..][..4], &want.lse[i * 4..][..4]);
     }
     // Entries that name nothing, and lengths beyond the list, change nothing.
     let padded = [0, -1, 6, 7, 8, 900, 0, 8, 7, 6, -7, i32::MAX];
