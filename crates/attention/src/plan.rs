@@ -1,0 +1,213 @@
+//! Plans: shapes and options checked, tensors laid out.
+
+use crate::{
+    DType, DeviceInfo, Error, Options, Output, Result, Shape, Stride,
+    policy::{self, Tile},
+    strided::{self, MAX_EXTENT, Strided},
+};
+use lookback_kernels::Kernel;
+
+/// Greatest number of heads: they are in the grid's y.
+const MAX_HEADS: usize = 65_535;
+/// Greatest number of queries and of keys: positions and reaches are added in 32 bits.
+pub const MAX_LEN: usize = (1 << 29) - 1;
+/// Greatest distance of a first query from the first key.
+const MAX_OFFSET: i64 = 1 << 29;
+/// Greatest extent of keys and of values.
+pub const MAX_DIM: usize = 256;
+/// Entries of a row that are moved at once.
+const STEP: usize = 8;
+
+/// The tensors of a shape, with their strides.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layout {
+    pub q: Strided,
+    pub k: Strided,
+    pub v: Strided,
+    /// In the type of the output.
+    pub o: Strided,
+    /// `[B,Tq,H]` f32.
+    pub lse: Strided,
+    /// `[N+1]` i32.
+    pub cu_seqlens: Strided,
+    /// `[N]` i32.
+    pub prefix_len: Strided,
+    /// `[B,Tq,4]` i32.
+    pub intervals: Strided,
+    /// `[N,W]` u32.
+    pub key_bits: Strided,
+    /// `[slots+1]` i32.
+    pub tile_starts: Strided,
+    /// `[H]` f32: slopes, and logits without a value.
+    pub heads: Strided,
+}
+
+impl Layout {
+    /// Checks sizes, strides and element types.
+    ///
+    /// # Errors
+    /// [`Error::NoKernel`] ← f32 elements; [`Error::Range`] ← an extent too large; [`Error::Shape`] ← `key_heads` that do not divide
+    /// `heads`, dimensions that are no multiples of 8; [`Error::Layout`] ← a negative stride, one of `q`, `k`, `v` or `o` that is no
+    /// multiple of 8 elements, or rows of `o` that overlap.
+    pub fn new(op: &'static str, shape: &Shape, options: &Options) -> Result<Self> {
+        let Shape { batch, query_len, key_len, heads, key_heads, head_dim, value_dim, packed, strides } = *shape;
+        if options.dtype == DType::F32 {
+            return Err(Error::NoKernel { op, request: "f32 inputs: there are f16 and bf16".into() });
+        }
+        strided::range(op, "batch", batch, 0, MAX_EXTENT)?;
+        strided::range(op, "query_len", query_len, 0, MAX_LEN)?;
+        strided::range(op, "key_len", key_len, 0, MAX_LEN)?;
+        strided::range(op, "heads", heads, 0, MAX_HEADS)?;
+        if let Some(sequences) = packed {
+            strided::range(op, "packed", sequences, 1, MAX_EXTENT)?;
+            strided::range(op, "batch", batch, 1, 1)?;
+        }
+        if heads > 0 && (key_heads == 0 || !heads.is_multiple_of(key_heads)) {
+            let want = format!("a divisor of heads = {heads}");
+            return Err(Error::Shape { op, arg: "key_heads", want, got: vec![key_heads as u64] });
+        }
+        for (arg, dim) in [("head_dim", head_dim), ("value_dim", value_dim)] {
+            strided::range(op, arg, dim, STEP, MAX_DIM)?;
+            if !dim.is_multiple_of(STEP) {
+                return Err(Error::Shape { op, arg, want: format!("a multiple of {STEP}"), got: vec![dim as u64] });
+            }
+        }
+        let rows = |tokens: usize, heads: usize, width: usize, dtype: DType, stride: Option<Stride>| match stride {
+            Some(s) => Strided::new([batch, tokens, heads], [s.batch, s.token, s.head], width, dtype.size()),
+            None => Strided::dense([batch, tokens, heads], width, dtype.size()),
+        };
+        let dtype = options.dtype;
+        let n = shape.sequences();
+        let list = |extent: usize| Strided::dense([1, 1, 1], extent, 4);
+        let layout = Self {
+            q: rows(query_len, heads, head_dim, dtype, strides.q),
+            k: rows(key_len, key_heads, head_dim, dtype, strides.k),
+            v: rows(key_len, key_heads, value_dim, dtype, strides.v),
+            o: rows(query_len, heads, value_dim, options.output.dtype(dtype), strides.o),
+            lse: Strided::dense([1, batch, query_len], heads, 4),
+            cu_seqlens: list(n + 1),
+            prefix_len: list(n),
+            intervals: Strided::dense([1, batch, query_len], 4, 4),
+            key_bits: Strided::dense([1, 1, n], shape.key_words(), 4),
+            tile_starts: list(shape.slots(Shape::SLOT_QUERIES).saturating_add(1)),
+            heads: list(heads),
+        };
+        for (arg, tensor) in [("q", layout.q), ("k", layout.k), ("v", layout.v)] {
+            tensor.readable(op, arg)?;
+        }
+        layout.o.writable(op, "o")?;
+        layout.lse.writable(op, "lse")?;
+        for (arg, tensor) in [("q", layout.q), ("k", layout.k), ("v", layout.v), ("o", layout.o)] {
+            if tensor.elements() > 0 && !tensor.steps_by(STEP) {
+                let need = "strides that are multiples of 8 elements";
+                return Err(Error::Layout { op, arg, need, stride: tensor.strides.to_vec() });
+            }
+        }
+        Ok(layout)
+    }
+}
+
+/// Checks the numbers of the options.
+///
+/// # Errors
+/// [`Error::NoKernel`] ← a scale that is not finite, a softcap that is not finite and above 0; [`Error::Range`] ← an offset farther than
+/// sequences are long.
+pub(crate) fn check_options(op: &'static str, options: &Options) -> Result<()> {
+    let Options { scale, softcap, offset, .. } = *options;
+    if !scale.is_finite() {
+        return Err(Error::NoKernel { op, request: format!("scale {scale}: it must be finite") });
+    }
+    if let Some(cap) = softcap
+        && !(cap.is_finite() && cap > 0.0)
+    {
+        return Err(Error::NoKernel { op, request: format!("softcap {cap}: it must be finite and above 0") });
+    }
+    if let Some(got) = offset.map(i64::from)
+        && !(-MAX_OFFSET..=MAX_OFFSET).contains(&got)
+    {
+        return Err(Error::Range { op, arg: "offset", at: None, lo: -MAX_OFFSET, hi: MAX_OFFSET, got });
+    }
+    Ok(())
+}
+
+/// A checked forward pass.
+///
+/// Made from a shape, options and the device; allocates nothing and may be used any number of times.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub(crate) shape: Shape,
+    pub(crate) options: Options,
+    pub(crate) layout: Layout,
+    pub(crate) tile: Tile,
+    pub(crate) kernel: &'static Kernel,
+}
+
+impl Plan {
+    pub(crate) const OP: &str = "attention";
+
+    /// Checks sizes, strides and options, and finds the kernel.
+    ///
+    /// # Errors
+    /// [`Error::Range`] ← an extent too large, a head above [`MAX_DIM`], a sequence above [`MAX_LEN`], an offset farther than that, or
+    /// packed sequences in several rows; [`Error::Shape`] ← `key_heads` that do not divide `heads`, heads that are no multiples of 8;
+    /// [`Error::Layout`] ← a stride that is negative or no multiple of 8 elements, or rows of `o` that overlap; [`Error::NoKernel`] ←
+    /// f32 inputs, a scale that is not finite, a softcap that is not above 0; [`Error::Arch`] ← a device too old.
+    pub fn new(shape: &Shape, options: &Options, device: &DeviceInfo) -> Result<Self> {
+        let op = Self::OP;
+        let layout = Layout::new(op, shape, options)?;
+        check_options(op, options)?;
+        let Shape { head_dim, value_dim, .. } = *shape;
+        let none = || Error::NoKernel { op, request: format!("{} heads of {head_dim} and {value_dim}", options.dtype) };
+        let tile = policy::tile(head_dim, value_dim).ok_or_else(none)?;
+        let (kt, vt) = (tile.keys.to_string(), tile.values.to_string());
+        let variant = [("dtype", options.dtype.name()), ("kt", &kt), ("vt", &vt)];
+        let kernel = lookback_kernels::find("attention_fwd", &variant).ok_or_else(none)?;
+        if !kernel.target.runs_on(device.compute_capability) {
+            let got = device.compute_capability;
+            return Err(Error::Arch { kernel: kernel.entry, need: kernel.target.to_string(), got });
+        }
+        strided::range(op, "blocks", shape.slots(tile.rows), 0, MAX_EXTENT)?;
+        Ok(Self { shape: *shape, options: *options, layout, tile, kernel })
+    }
+
+    /// Device memory that [`run`](Self::run) needs besides its tensors: none.
+    pub fn workspace_bytes(&self) -> u64 {
+        0
+    }
+
+    /// Bytes that must cross the memory bus at least: `q`, `k`, `v` and `o` once, and `lse`; the state that is merged with as well.
+    pub fn bytes_moved(&self) -> u64 {
+        let Layout { q, k, v, o, lse, .. } = self.layout;
+        let out = o.bytes().saturating_add(lse.bytes());
+        let merged = if self.options.output == Output::Merge { out } else { 0 };
+        [q, k, v].iter().map(Strided::bytes).fold(out, u64::saturating_add).saturating_add(merged)
+    }
+
+    /// Floating-point operations of the two products, `2 (D + Dv)` a head for every key that a query sees.
+    ///
+    /// Counted from shape and options alone: bitmaps and tile lists hide nothing, [`Mask::Prefix`](crate::Mask::Prefix) counts as causal,
+    /// [`Mask::Intervals`](crate::Mask::Intervals) as full, and packed sequences as if they were equally long.
+    pub fn flops(&self) -> u64 {
+        let Shape { batch, query_len, key_len, heads, head_dim, value_dim, .. } = self.shape;
+        let parts = self.shape.packed.unwrap_or(1).max(1);
+        let pairs = pairs((query_len / parts) as i128, (key_len / parts) as i128, &self.options);
+        let of_pair = 2 * (head_dim + value_dim) as i128 * (heads as i128) * (batch * parts) as i128;
+        u64::try_from(pairs.saturating_mul(of_pair)).unwrap_or(u64::MAX)
+    }
+}
+
+/// Pairs of a query and a key that it sees, for `m` queries and `n` keys.
+fn pairs(m: i128, n: i128, options: &Options) -> i128 {
+    let reach = options.mask.reach();
+    let (left, right, first) = (i128::from(reach.left), i128::from(reach.right), i128::from(reach.first).min(n));
+    let offset = options.offset.map_or(n - m, i128::from);
+    // The sum over all queries of their position, moved by `by` and clipped to `0..=top`.
+    let clipped = |by: i128, top: i128| {
+        let up_to = |p: i128| {
+            let inside = p.clamp(0, top);
+            inside * (inside + 1) / 2 + (p - top).max(0) * top
+        };
+        up_to(offset + by + m - 1) - up_to(offset + by - 1)
+    };
+    if m <= 0 || n <= 0 { 0 } else { clipped(right + 1, n) - clipped(-left, n) + clipped(-left, first) }
+}
