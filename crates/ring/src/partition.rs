@@ -1,6 +1,6 @@
 //! Which tokens of a sequence a rank has.
 
-use std::ops::Range;
+use std::{iter, ops::Range};
 
 /// How the tokens of a sequence are dealt to ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -37,7 +37,9 @@ impl Layout {
     /// Runs of neighbouring positions that `rank` has, ascending; of single tokens if striped.
     pub fn runs(&self, rank: usize) -> Vec<Range<usize>> {
         match self.partition {
-            Partition::Contiguous => vec![self.bound(rank, self.ranks)..self.bound(rank + 1, self.ranks)],
+            Partition::Contiguous => {
+                iter::once(self.bound(rank, self.ranks)..self.bound(rank + 1, self.ranks)).collect()
+            }
             Partition::Zigzag => {
                 let runs = 2 * self.ranks;
                 [rank, runs - 1 - rank].map(|run| self.bound(run, runs)..self.bound(run + 1, runs)).into()
