@@ -1,1 +1,4 @@
 //! The decode family.
+
+mod layout;
+mod protocol;
