@@ -155,6 +155,16 @@ pub enum Error {
         /// Pages that nothing uses.
         free: u64,
     },
+    /// A kernel met entries of `arg` that lead outside of what is there. It followed none of them: what they named was left out.
+    #[error("{op}: `{arg}` has entries outside of {within}, which were left out")]
+    Masked {
+        /// Operation.
+        op: &'static str,
+        /// Tensor of lengths, starts or places.
+        arg: &'static str,
+        /// What its entries must lie in.
+        within: &'static str,
+    },
     /// A driver call failed.
     #[error("{what}: driver error {code:?}")]
     Driver {
@@ -264,7 +274,7 @@ pub enum Class {
     Caller,
     /// The machine cannot do this. Nothing was written.
     Machine,
-    /// A launch went wrong; outputs are undefined.
+    /// A launch went wrong; outputs are undefined, or lack what was left out.
     Run,
     /// Another rank.
     Peer,
@@ -290,7 +300,7 @@ impl Error {
             | Error::Ptx { .. }
             | Error::OutOfMemory { .. }
             | Error::OutOfPages { .. } => Class::Machine,
-            Error::Driver { .. } | Error::Launch { .. } | Error::DeviceLost { .. } => Class::Run,
+            Error::Masked { .. } | Error::Driver { .. } | Error::Launch { .. } | Error::DeviceLost { .. } => Class::Run,
             Error::Peer { .. } => Class::Peer,
             Error::Weights { .. } => Class::Data,
         }
