@@ -34,7 +34,7 @@ pub(crate) struct Layout {
     pub prefix_len: Strided,
     /// `[B,Tq,4]` i32.
     pub intervals: Strided,
-    /// `[N,W]` u32.
+    /// `[B,W]` u32.
     pub key_bits: Strided,
     /// `[slots+1]` i32.
     pub tile_starts: Strided,
@@ -88,7 +88,7 @@ impl Layout {
             cu_seqlens: list(n + 1),
             prefix_len: list(n),
             intervals: Strided::dense([1, batch, query_len], 4, 4),
-            key_bits: Strided::dense([1, 1, n], shape.key_words(), 4),
+            key_bits: Strided::dense([1, 1, batch], shape.key_words(), 4),
             tile_starts: list(shape.slots(Shape::SLOT_QUERIES).saturating_add(1)),
             heads: list(heads),
         };
@@ -110,12 +110,13 @@ impl Layout {
 /// Checks the numbers of the options.
 ///
 /// # Errors
-/// [`Error::NoKernel`] ← a scale that is not finite, a softcap that is not finite and above 0; [`Error::Range`] ← an offset farther than
+/// [`Error::NoKernel`] ← a scale that is not finite or below 0, a softcap that is not finite and above 0; [`Error::Range`] ← an offset farther than
 /// sequences are long.
 pub(crate) fn check_options(op: &'static str, options: &Options) -> Result<()> {
     let Options { scale, softcap, offset, .. } = *options;
-    if !scale.is_finite() {
-        return Err(Error::NoKernel { op, request: format!("scale {scale}: it must be finite") });
+    // The maximum of a row is that of its products: a scale below 0 would make it the minimum.
+    if !(scale.is_finite() && scale >= 0.0) {
+        return Err(Error::NoKernel { op, request: format!("scale {scale}: it must be finite and at least 0") });
     }
     if let Some(cap) = softcap
         && !(cap.is_finite() && cap > 0.0)
@@ -151,7 +152,7 @@ impl Plan {
     /// [`Error::Range`] ← an extent too large, a head above [`MAX_DIM`], a sequence above [`MAX_LEN`], an offset farther than that, or
     /// packed sequences in several rows; [`Error::Shape`] ← `key_heads` that do not divide `heads`, heads that are no multiples of 8;
     /// [`Error::Layout`] ← a stride that is negative or no multiple of 8 elements, or rows of `o` that overlap; [`Error::NoKernel`] ←
-    /// f32 inputs, a scale that is not finite, a softcap that is not above 0; [`Error::Arch`] ← a device too old.
+    /// f32 inputs, a scale that is not finite or below 0, a softcap that is not above 0; [`Error::Arch`] ← a device too old.
     pub fn new(shape: &Shape, options: &Options, device: &DeviceInfo) -> Result<Self> {
         let op = Self::OP;
         let layout = Layout::new(op, shape, options)?;

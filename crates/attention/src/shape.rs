@@ -74,7 +74,7 @@ impl Shape {
         self.heads.checked_div(self.key_heads).unwrap_or(1).max(1)
     }
 
-    /// Words of 32 bits of a row of the key bitmap: enough for a sequence of all keys.
+    /// Words of 32 bits of a row of the key bitmap.
     pub fn key_words(&self) -> usize {
         self.key_len.div_ceil(32)
     }

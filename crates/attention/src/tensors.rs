@@ -30,7 +30,8 @@ pub struct Inputs<'a, T> {
     pub prefix_len: Option<&'a dyn DevicePtr<i32>>,
     /// `[B,Tq,4]`, for [`Mask::Intervals`](crate::Mask::Intervals): `a_lo a_hi b_lo b_hi`.
     pub intervals: Option<&'a dyn DevicePtr<i32>>,
-    /// `[N,W]` with `W = ceil(Tk / 32)`: bit `j % 32` of word `j / 32` says whether key `j` of the sequence is seen at all.
+    /// `[B,W]` with `W = ceil(Tk / 32)`: bit `t % 32` of word `t / 32` says whether key `t` of the row is seen at all; packed sequences
+    /// share the only row.
     pub key_bits: Option<&'a dyn DevicePtr<u32>>,
     /// Blocks that are seen at most.
     pub tiles: Option<Tiles<'a>>,
