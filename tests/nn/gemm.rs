@@ -89,7 +89,7 @@ fn edges<T: Element, O: Element>(right: Right, tile: Tile, shift: usize) {
     for _ in 0..6 {
         let mut edge = || EDGES[random.below(EDGES.len())];
         let (m, n, k) = (edge(), edge(), edge());
-        let activation = Activation::ALL[random.below(5)];
+        let activation = Activation::ALL[random.below(Activation::ALL.len())];
         check::<T, O>(Case { m, n, k, gap: 8, bias: Bias::Same, activation, ..base });
     }
 }

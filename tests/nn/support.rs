@@ -19,6 +19,7 @@ pub fn reference(activation: Activation) -> Reference {
         Activation::Silu => Reference::Silu,
         Activation::Sigmoid => Reference::Sigmoid,
         Activation::Relu => Reference::Relu,
+        Activation::GeluErf => Reference::GeluErf,
     }
 }
 

@@ -6,7 +6,7 @@ pub enum Activation {
     /// `x`.
     #[default]
     None,
-    /// `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
+    /// `x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`, which differs from [`GeluErf`](Self::GeluErf) by up to 5e-4.
     Gelu,
     /// `x sigmoid(x)`.
     Silu,
@@ -14,12 +14,20 @@ pub enum Activation {
     Sigmoid,
     /// `max(x, 0)`; NaN stays NaN.
     Relu,
+    /// `x/2 (1 + erf(x / sqrt(2)))`: gelu as BERT and its kin have it.
+    GeluErf,
 }
 
 impl Activation {
     /// Every function.
-    pub const ALL: [Activation; 5] =
-        [Activation::None, Activation::Gelu, Activation::Silu, Activation::Sigmoid, Activation::Relu];
+    pub const ALL: [Activation; 6] = [
+        Activation::None,
+        Activation::Gelu,
+        Activation::Silu,
+        Activation::Sigmoid,
+        Activation::Relu,
+        Activation::GeluErf,
+    ];
 
     /// The number that kernels know it by; `kernels/tile/activation.ptx` has the other end.
     pub(crate) fn code(self) -> u32 {
@@ -29,6 +37,7 @@ impl Activation {
             Activation::Silu => 2,
             Activation::Sigmoid => 3,
             Activation::Relu => 4,
+            Activation::GeluErf => 5,
         }
     }
 }

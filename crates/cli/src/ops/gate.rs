@@ -29,9 +29,9 @@ pub static GATE: Operation = Operation {
 /// The attribute that names a pointwise function.
 pub const ACTIVATION: AttributeSpec = AttributeSpec {
     name: "activation",
-    values: "none|gelu|silu|sigmoid|relu",
+    values: "none|gelu|silu|sigmoid|relu|gelu_erf",
     default: "none",
-    about: "pointwise function; gelu is the tanh form",
+    about: "pointwise function; gelu is the tanh form, gelu_erf the exact one",
 };
 
 /// The pointwise function that the attribute names.
@@ -42,6 +42,7 @@ pub fn activation(inputs: &Inputs) -> Result<Activation> {
         ("silu", Activation::Silu),
         ("sigmoid", Activation::Sigmoid),
         ("relu", Activation::Relu),
+        ("gelu_erf", Activation::GeluErf),
     ];
     inputs.choose("activation", &choices)
 }
@@ -54,6 +55,7 @@ pub fn reference_activation(inputs: &Inputs) -> Result<ReferenceActivation> {
         Activation::Silu => ReferenceActivation::Silu,
         Activation::Sigmoid => ReferenceActivation::Sigmoid,
         Activation::Relu => ReferenceActivation::Relu,
+        Activation::GeluErf => ReferenceActivation::GeluErf,
     })
 }
 
@@ -80,7 +82,7 @@ fn cases(dtype: DType) -> Vec<Case> {
         ]),
         attributes: vec![format!("activation={activation}")],
     };
-    ["none", "gelu", "silu", "sigmoid", "relu"]
+    ["none", "gelu", "silu", "sigmoid", "relu", "gelu_erf"]
         .iter()
         .map(|a| case(a, [5, 67]))
         .chain([case("gelu", [8, 256])])
