@@ -14,6 +14,7 @@ mod gemm;
 mod head_scale;
 mod modes;
 mod mutants;
+mod pool;
 mod residual_norm;
 mod rms_norm;
 mod rotary;

@@ -1,4 +1,4 @@
-//! What blocks need between sequence mixers: matrix product, root-mean-square norm, embedding, gate, short convolution,
+//! What blocks need between sequence mixers: matrix product, norms, embedding, gate, short convolution, pooling,
 //! argmax and cross-entropy, for `f32`, `f16` and `bf16`.
 //!
 //! Every operation is a module of the same shape:
@@ -45,6 +45,7 @@ pub mod gemm;
 pub mod head_scale;
 mod memory;
 mod param;
+pub mod pool;
 pub mod residual_norm;
 pub mod rms_norm;
 pub mod rotary;

@@ -27,6 +27,7 @@ pub mod linear_attention;
 pub mod log_cumsum_exp;
 pub mod mamba2;
 pub mod measure;
+pub mod pool;
 pub mod residual_norm;
 pub mod rms_norm;
 pub mod rotary;

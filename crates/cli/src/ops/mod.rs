@@ -15,6 +15,7 @@ mod inputs;
 mod linear_attention;
 mod linear_attention_step;
 mod log_cumsum_exp;
+mod pool;
 mod producer_scan;
 mod residual_norm;
 mod rms_norm;
@@ -52,6 +53,7 @@ pub static ALL: &[&Operation] = &[
     &rms_norm::RMS_NORM,
     &residual_norm::RESIDUAL_NORM,
     &embedding::EMBEDDING,
+    &pool::POOL,
     &gate::GATE,
     &gated_rms_norm::GATED_RMS_NORM,
     &gated_rms_norm::GATED_RMS_NORM_BACKWARD,
