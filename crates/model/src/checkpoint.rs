@@ -98,6 +98,11 @@ impl Checkpoint {
         self.entries.contains_key(name)
     }
 
+    /// The names of all tensors, in no order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.entries.keys().map(String::as_str)
+    }
+
     /// The extents of a tensor that must have `N` of them.
     ///
     /// # Errors
@@ -141,11 +146,27 @@ impl Checkpoint {
     /// # Errors
     /// Those of [`tensor`](Self::tensor), where a value that `T` cannot hold is not finite; [`Error::OutOfMemory`].
     pub fn upload<T: Element>(&self, stream: &Arc<CudaStream>, name: &str, shape: &[usize]) -> Result<CudaSlice<T>> {
-        let values: Vec<T> = self.tensor(name, shape)?.into_iter().map(|v| T::from_f64(f64::from(v))).collect();
-        if let Some(at) = values.iter().position(|value| !value.to_f64().is_finite()) {
-            return Err(self.error(Some(name), WeightsFault::NonFinite { at: at as u64 }));
+        self.upload_all(stream, &[(name.to_string(), shape.to_vec())])
+    }
+
+    /// As [`upload`](Self::upload), several tensors one after another.
+    ///
+    /// # Errors
+    /// Those of [`upload`](Self::upload).
+    pub fn upload_all<T: Element>(
+        &self,
+        stream: &Arc<CudaStream>,
+        tensors: &[(String, Vec<usize>)],
+    ) -> Result<CudaSlice<T>> {
+        let mut all: Vec<T> = Vec::new();
+        for (name, shape) in tensors {
+            let start = all.len();
+            all.extend(self.tensor(name, shape)?.into_iter().map(|v| T::from_f64(f64::from(v))));
+            if let Some(at) = all[start..].iter().position(|value| !value.to_f64().is_finite()) {
+                return Err(self.error(Some(name), WeightsFault::NonFinite { at: at as u64 }));
+            }
         }
-        stream.clone_htod(&values).map_err(|e| driver(e, "copy weights"))
+        stream.clone_htod(&all).map_err(|e| driver(e, "copy weights"))
     }
 
     /// The type of a tensor, as the file names it.

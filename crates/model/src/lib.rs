@@ -5,7 +5,8 @@
 //!
 //! The linear attention family reads the checkpoints of its authors, by their tensors' names, through
 //! [`checkpoint::Checkpoint`]: [`mamba2`], [`hydra`], [`jrt`], and GLA, RetNet and LightNet as one [`linear_block`]; [`tpe`] gives
-//! embeddings their positions.
+//! embeddings their positions. [`bert`] reads encoders of softmax attention: BERT, MiniLM and the models of sentence embeddings made of
+//! them.
 //!
 //! ```no_run
 //! use lookback_model::{gated_ssm::GatedSsm, phonebook::Book, weights::Weights};
@@ -20,6 +21,7 @@
 //! # }
 //! ```
 
+pub mod bert;
 mod block;
 pub mod checkpoint;
 pub mod config;
@@ -29,6 +31,7 @@ pub mod gated_ssm;
 mod gated_unit;
 pub mod hydra;
 pub mod jrt;
+mod layer_norm;
 pub mod linear_block;
 pub mod mamba2;
 mod pass;

@@ -12,6 +12,7 @@ pub use config::Config;
 use crate::checkpoint::Checkpoint;
 use crate::decoder::check_rows;
 use crate::flags::{self, Segment};
+use crate::layer_norm::LayerNorm;
 use cudarc::driver::{CudaSlice, CudaStream};
 #[cfg(doc)]
 use lookback_device::Error;
@@ -29,30 +30,9 @@ pub struct Hydra<T> {
     config: Config,
     /// Word embeddings, then token types.
     table: CudaSlice<T>,
-    norm: Norm,
+    norm: LayerNorm,
     /// Each mixer and the norm after it.
-    layers: Vec<(Mixer<T>, Norm)>,
-}
-
-/// Parameters of a layer norm.
-struct Norm {
-    weight: CudaSlice<f32>,
-    bias: CudaSlice<f32>,
-}
-
-impl Norm {
-    fn load(stream: &Arc<CudaStream>, file: &Checkpoint, name: &str, width: usize) -> Result<Self> {
-        let load = |part: &str| file.upload(stream, &format!("{name}.{part}"), &[width]);
-        Ok(Self { weight: load("weight")?, bias: load("bias")? })
-    }
-
-    fn inputs<'a, T>(&'a self, x: Option<&'a CudaSlice<T>>) -> residual_norm::Inputs<'a, T>
-    where
-        T: Element,
-    {
-        let x = x.map(|x| x as _);
-        residual_norm::Inputs { residual: None, x, weight: Some(&self.weight), bias: Some(&self.bias) }
-    }
+    layers: Vec<(Mixer<T>, LayerNorm)>,
 }
 
 impl<T: Element> Hydra<T> {
@@ -71,14 +51,14 @@ impl<T: Element> Hydra<T> {
         let layer = |layer: usize| {
             let name = format!("bert.encoder.layer.{layer}.layer");
             let mixer = Mixer::load(stream, file, config, &format!("{name}.mixer"))?;
-            Ok((mixer, Norm::load(stream, file, &format!("{name}.norm"), width)?))
+            Ok((mixer, LayerNorm::load(stream, file, &format!("{name}.norm"), width)?))
         };
         Ok(Self {
             device: DeviceInfo::of(stream.context())?,
             stream: stream.clone(),
             config: *config,
             table: stream.clone_htod(&table).map_err(|e| driver(e, "copy weights"))?,
-            norm: Norm::load(stream, file, "bert.embeddings.LayerNorm", width)?,
+            norm: LayerNorm::load(stream, file, "bert.embeddings.LayerNorm", width)?,
             layers: (0..layers).map(layer).collect::<Result<_>>()?,
         })
     }
