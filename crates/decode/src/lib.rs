@@ -55,6 +55,7 @@
 //! ```
 
 mod allocate;
+pub mod append;
 mod memory;
 mod options;
 pub mod pages;
