@@ -203,6 +203,16 @@ pub enum Error {
         /// How long this rank waited.
         waited: Duration,
     },
+    /// Ranks did not find each other.
+    #[error("rank {rank} at {address}: {why}")]
+    Rendezvous {
+        /// The rank that is to blame or that it was about.
+        rank: u32,
+        /// Where it was looked for.
+        address: String,
+        /// What went wrong.
+        why: RendezvousFault,
+    },
     /// A weights file is not what the model needs.
     #[error("{}{}: {why}", file.display(), tensor.as_deref().map(|t| format!(", tensor `{t}`")).unwrap_or_default())]
     Weights {
@@ -224,6 +234,28 @@ pub enum PeerFault {
     Closed,
     /// It sent something that the schedule does not expect.
     Mismatch,
+}
+
+/// Why ranks did not find each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum RendezvousFault {
+    /// It did not come in time.
+    #[error("did not come in time")]
+    Silent,
+    /// Another process says that it is this rank.
+    #[error("was there already")]
+    Taken,
+    /// It counts another number of ranks.
+    #[error("counts {got} ranks, want {want}")]
+    Ranks {
+        /// Ranks of this one.
+        want: u32,
+        /// Ranks of that one.
+        got: u32,
+    },
+    /// A connection or file failed.
+    #[error("{0}")]
+    Io(std::io::ErrorKind),
 }
 
 /// What is wrong with a weights file.
@@ -301,7 +333,7 @@ impl Error {
             | Error::OutOfMemory { .. }
             | Error::OutOfPages { .. } => Class::Machine,
             Error::Masked { .. } | Error::Driver { .. } | Error::Launch { .. } | Error::DeviceLost { .. } => Class::Run,
-            Error::Peer { .. } => Class::Peer,
+            Error::Peer { .. } | Error::Rendezvous { .. } => Class::Peer,
             Error::Weights { .. } => Class::Data,
         }
     }

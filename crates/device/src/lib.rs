@@ -26,7 +26,7 @@ pub mod strided;
 
 pub use cudarc;
 pub use dtype::{DType, Element};
-pub use error::{Class, Error, PeerFault, Result, WeightsFault, driver};
+pub use error::{Class, Error, PeerFault, RendezvousFault, Result, WeightsFault, driver};
 pub use info::DeviceInfo;
 pub use launch::launch;
 pub use module::function;

@@ -4,7 +4,7 @@
 
 use crate::{Result, driver};
 use cudarc::driver::{
-    CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop, ValidAsZeroBits, sys::CUdeviceptr,
+    CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop, ValidAsZeroBits, result, sys::CUdeviceptr,
 };
 use std::sync::Arc;
 
@@ -42,4 +42,31 @@ pub fn allocate<T: DeviceRepr + ValidAsZeroBits>(
 ) -> Result<CudaSlice<T>> {
     let len = usize::try_from(len).unwrap_or(usize::MAX).max(1);
     stream.alloc_zeros::<T>(len).map_err(|e| driver(e, what))
+}
+
+/// Copies bytes of the host to device memory, behind what is queued on the stream. Returns when `bytes` may be changed.
+///
+/// # Errors
+/// Those of the driver.
+///
+/// # Safety
+/// `bytes.len()` bytes from `address` on are memory of the stream's context, and nothing else uses them until the copy has ended.
+pub unsafe fn upload(stream: &CudaStream, address: CUdeviceptr, bytes: &[u8]) -> Result<()> {
+    stream.context().bind_to_thread().map_err(|e| driver(e, "upload"))?;
+    // SAFETY: the caller vouches for the device memory; the driver stages pageable host memory before it returns.
+    unsafe { result::memcpy_htod_async(address, bytes, stream.cu_stream()) }.map_err(|e| driver(e, "upload"))
+}
+
+/// Copies device memory to bytes of the host, behind what is queued on the stream. Returns when they are there.
+///
+/// # Errors
+/// Those of the driver.
+///
+/// # Safety
+/// `bytes.len()` bytes from `address` on are memory of the stream's context, and nothing else writes them until the copy has ended.
+pub unsafe fn download(stream: &CudaStream, address: CUdeviceptr, bytes: &mut [u8]) -> Result<()> {
+    stream.context().bind_to_thread().map_err(|e| driver(e, "download"))?;
+    // SAFETY: the caller vouches for the device memory; `bytes` outlives the wait below.
+    unsafe { result::memcpy_dtoh_async(bytes, address, stream.cu_stream()) }.map_err(|e| driver(e, "download"))?;
+    stream.synchronize().map_err(|e| driver(e, "download"))
 }

@@ -5,9 +5,12 @@
 
 pub mod cost;
 mod partition;
+mod rendezvous;
 pub mod schedule;
+pub mod transport;
 mod visible;
 
 pub use lookback_device::{Error, Result};
 pub use partition::{Layout, Partition};
+pub use rendezvous::{Place, Rendezvous};
 pub use visible::{Cover, FAR, Visible};

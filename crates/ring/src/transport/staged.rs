@@ -1,0 +1,125 @@
+//! A transport by way of host memory: copied down when the step begins, sent by threads beside the computing, copied up at its end.
+
+use super::{
+    Message, Transport,
+    frame::{Frame, Kind},
+    wire::Wire,
+};
+use crate::{Error, Result};
+use cudarc::driver::CudaStream;
+use lookback_device::{PeerFault, memory};
+use std::{sync::Arc, time::Instant};
+
+/// Links over host memory: between threads by [`local`](super::local), between processes by [`tcp`](super::tcp).
+///
+/// A step's transfers run beside what is computed in it; copies between device and host do not.
+pub struct Staged {
+    wire: Wire,
+    /// Begun and not ended.
+    awaited: Vec<Message>,
+    /// Came before what is waited for: longer transfers began earlier.
+    early: Vec<(usize, Frame)>,
+}
+
+impl Staged {
+    pub(super) fn new(wire: Wire) -> Self {
+        Self { wire, awaited: Vec::new(), early: Vec::new() }
+    }
+
+    /// The frame of a message.
+    fn find(&mut self, message: &Message) -> Result<Frame> {
+        let is_it = |(peer, frame): &(usize, Frame), of: &Message| {
+            *peer == of.peer && frame.kind == Kind::Data(of.label.clone()) && frame.bytes.len() == of.bytes()
+        };
+        if let Some(at) = self.early.iter().position(|came| is_it(came, message)) {
+            return Ok(self.early.swap_remove(at).1);
+        }
+        loop {
+            let began = Instant::now();
+            let came = (message.peer, self.wire.receive(message.peer, message.label.step)?);
+            if is_it(&came, message) {
+                return Ok(came.1);
+            }
+            if !self.awaited.iter().any(|later| is_it(&came, later)) || self.early.contains(&came) {
+                return Err(self.wire.blame(message.peer, message.label.step, PeerFault::Mismatch, began));
+            }
+            self.early.push(came);
+        }
+    }
+
+    /// Puts a message where it belongs, if it is the one.
+    ///
+    /// # Safety
+    /// As for [`Transport::end`].
+    unsafe fn take(&mut self, message: &Message, stream: &Arc<CudaStream>) -> Result<()> {
+        let frame = self.find(message)?;
+        let mut rest = &frame.bytes[..];
+        for (address, bytes) in &message.segments {
+            let (part, after) = rest.split_at(*bytes);
+            rest = after;
+            // SAFETY: the caller vouches for the segment until this step's end.
+            unsafe { memory::upload(stream, *address, part)? };
+        }
+        Ok(())
+    }
+}
+
+impl Transport for Staged {
+    fn rank(&self) -> usize {
+        self.wire.rank()
+    }
+
+    fn ranks(&self) -> usize {
+        self.wire.ranks()
+    }
+
+    unsafe fn begin(
+        &mut self,
+        _step: u32,
+        stream: &Arc<CudaStream>,
+        send: &[Message],
+        receive: &[Message],
+    ) -> Result<()> {
+        self.wire.poll()?;
+        for message in send {
+            let mut bytes = vec![0; message.bytes()];
+            let mut rest = &mut bytes[..];
+            for (address, length) in &message.segments {
+                let (part, after) = rest.split_at_mut(*length);
+                rest = after;
+                // SAFETY: the caller vouches for the segment until the message is due.
+                unsafe { memory::download(stream, *address, part)? };
+            }
+            self.wire.send(message.peer, Frame { kind: Kind::Data(message.label.clone()), bytes });
+        }
+        self.awaited.extend_from_slice(receive);
+        Ok(())
+    }
+
+    unsafe fn end(&mut self, step: u32, stream: &Arc<CudaStream>) -> Result<()> {
+        self.wire.poll()?;
+        let due: Vec<Message> = self.awaited.extract_if(.., |message| message.due() <= step).collect();
+        // Also those of this step that come after one that is looked for now.
+        for (at, message) in due.iter().enumerate() {
+            let (now, rest) = (message, &due[at + 1..]);
+            self.awaited.extend_from_slice(rest);
+            // SAFETY: the caller's promise.
+            let taken = unsafe { self.take(now, stream) };
+            self.awaited.truncate(self.awaited.len() - rest.len());
+            taken?;
+        }
+        Ok(())
+    }
+
+    fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        self.wire.all_gather(bytes)
+    }
+
+    fn abort(&mut self, error: &Error) {
+        let (rank, step, fault) = match error {
+            Error::Peer { rank, step, fault, .. } => (*rank as usize, *step, *fault),
+            _ => (self.wire.rank(), 0, PeerFault::Closed),
+        };
+        self.wire.blame(rank, step, fault, Instant::now());
+    }
+}
