@@ -74,8 +74,8 @@ impl RawInputs {
     /// read.
     ///
     /// # Errors
-    /// [`Error::Shape`](crate::Error::Shape) ← one is missing or has no meaning; [`Error::Align`](crate::Error::Align) ← `q`, `k` or `v`
-    /// is not at a multiple of 16 bytes, another one not at one of its elements' size.
+    /// [`Error::Shape`](crate::Error::Shape) ← one is missing or has no meaning; [`Error::Align`](crate::Error::Align) ← `q`, `k`, `v` or
+    /// `intervals` is not at a multiple of 16 bytes, another one not at one of its elements' size.
     pub(crate) fn check(&self, op: &'static str, shape: &Shape, options: &Options, layout: &Layout) -> Result<()> {
         // An empty tensor may have no address.
         let exactly = |(arg, address, tensor): Placed<'_>, wanted: bool| match address == 0 && tensor.elements() == 0 {
@@ -93,6 +93,9 @@ impl RawInputs {
         let list = self.tile_list();
         let placed = self.placed(layout, &list);
         placed[..3].iter().try_for_each(|placed| rows(op, *placed))?;
+        if self.intervals != 0 {
+            rows(op, placed[6])?;
+        }
         placed[3..].iter().try_for_each(|placed| strided::address(op, *placed, true))
     }
 

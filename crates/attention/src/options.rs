@@ -82,7 +82,7 @@ impl Output {
 pub struct Options {
     /// Type of `q`, `k` and `v`: f16 or bf16.
     pub dtype: DType,
-    /// Factor of `q . k`, at least 0.
+    /// Factor of `q . k`.
     pub scale: f32,
     /// With it a logit is `cap tanh(scale q . k / cap)`.
     pub softcap: Option<f32>,

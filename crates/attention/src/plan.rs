@@ -7,7 +7,7 @@ use crate::{
 };
 use lookback_kernels::Kernel;
 
-/// Greatest number of heads: they are in the grid's y.
+/// Greatest number of heads.
 const MAX_HEADS: usize = 65_535;
 /// Greatest number of queries and of keys: positions and reaches are added in 32 bits.
 pub const MAX_LEN: usize = (1 << 29) - 1;
@@ -110,13 +110,12 @@ impl Layout {
 /// Checks the numbers of the options.
 ///
 /// # Errors
-/// [`Error::NoKernel`] ← a scale that is not finite or below 0, a softcap that is not finite and above 0; [`Error::Range`] ← an offset farther than
+/// [`Error::NoKernel`] ← a scale that is not finite, a softcap that is not finite and above 0; [`Error::Range`] ← an offset farther than
 /// sequences are long.
 pub(crate) fn check_options(op: &'static str, options: &Options) -> Result<()> {
     let Options { scale, softcap, offset, .. } = *options;
-    // The maximum of a row is that of its products: a scale below 0 would make it the minimum.
-    if !(scale.is_finite() && scale >= 0.0) {
-        return Err(Error::NoKernel { op, request: format!("scale {scale}: it must be finite and at least 0") });
+    if !scale.is_finite() {
+        return Err(Error::NoKernel { op, request: format!("scale {scale}: it must be finite") });
     }
     if let Some(cap) = softcap
         && !(cap.is_finite() && cap > 0.0)
@@ -152,7 +151,7 @@ impl Plan {
     /// [`Error::Range`] ← an extent too large, a head above [`MAX_DIM`], a sequence above [`MAX_LEN`], an offset farther than that, or
     /// packed sequences in several rows; [`Error::Shape`] ← `key_heads` that do not divide `heads`, heads that are no multiples of 8;
     /// [`Error::Layout`] ← a stride that is negative or no multiple of 8 elements, or rows of `o` that overlap; [`Error::NoKernel`] ←
-    /// f32 inputs, a scale that is not finite or below 0, a softcap that is not above 0; [`Error::Arch`] ← a device too old.
+    /// f32 inputs, a scale that is not finite, a softcap that is not above 0; [`Error::Arch`] ← a device too old.
     pub fn new(shape: &Shape, options: &Options, device: &DeviceInfo) -> Result<Self> {
         let op = Self::OP;
         let layout = Layout::new(op, shape, options)?;
@@ -167,7 +166,7 @@ impl Plan {
             let got = device.compute_capability;
             return Err(Error::Arch { kernel: kernel.entry, need: kernel.target.to_string(), got });
         }
-        strided::range(op, "blocks", shape.slots(tile.rows), 0, MAX_EXTENT)?;
+        strided::range(op, "blocks", shape.slots(tile.rows).saturating_mul(shape.heads), 0, MAX_EXTENT)?;
         Ok(Self { shape: *shape, options: *options, layout, tile, kernel })
     }
 

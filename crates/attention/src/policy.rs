@@ -12,13 +12,13 @@ pub(crate) struct Tile {
 }
 
 /// The tiles of the forward kernel, from the least work to the most. Two fragments of queries a warp halve what is read from shared
-/// memory for a product; wide keys leave registers for one.
+/// memory for a product; wide values leave registers for one.
 pub(crate) const FORWARD: [Tile; 7] = [
     Tile { keys: 32, values: 32, rows: 128 },
     Tile { keys: 64, values: 64, rows: 128 },
     Tile { keys: 96, values: 96, rows: 128 },
     Tile { keys: 128, values: 128, rows: 128 },
-    Tile { keys: 192, values: 128, rows: 64 },
+    Tile { keys: 192, values: 128, rows: 128 },
     Tile { keys: 192, values: 192, rows: 64 },
     Tile { keys: 256, values: 256, rows: 64 },
 ];

@@ -1,11 +1,14 @@
 //! Launching the forward pass.
 
 use crate::{
-    Error, Inputs, Output, Outputs, Plan, RawInputs, RawOutputs, Result, hold, memory,
+    Inputs, Output, Outputs, Plan, RawInputs, RawOutputs, Result, hold, memory,
+    options::Reach,
+    plan::Layout,
     strided::{self, Placed},
 };
 use cudarc::driver::CudaStream;
-use lookback_device::Element;
+use lookback_device::{Element, launch};
+use lookback_kernels::args::AttentionFwd;
 
 impl Plan {
     /// The softmax of every row, times the values, in one launch.
@@ -15,8 +18,8 @@ impl Plan {
     /// rows are empty.
     ///
     /// # Errors
-    /// [`Error::Dtype`] ← `T` or `O` is not the plan's type; [`Error::Shape`] ← a slice is too short, or one is missing or has no meaning
-    /// with the plan's options; [`Error::Align`] ← `q`, `k`, `v` or `o` does not begin at a multiple of 16 bytes; [`Error::Alias`] ← an
+    /// [`Error::Dtype`](crate::Error::Dtype) ← `T` or `O` is not the plan's type; [`Error::Shape`](crate::Error::Shape) ← a slice is too short, or one is missing or has no meaning
+    /// with the plan's options; [`Error::Align`](crate::Error::Align) ← `q`, `k`, `v`, `o` or `intervals` does not begin at a multiple of 16 bytes; [`Error::Alias`](crate::Error::Alias) ← an
     /// output overlaps an input or the other output. Nothing is written on these.
     ///
     /// # Numerics
@@ -52,13 +55,13 @@ impl Plan {
     /// As [`run`](Self::run) on device addresses.
     ///
     /// # Errors
-    /// [`Error::Align`], [`Error::Alias`], [`Error::Shape`], and those of [`lookback_device::launch()`].
+    /// [`Error::Align`](crate::Error::Align), [`Error::Alias`](crate::Error::Alias), [`Error::Shape`](crate::Error::Shape), and those of [`lookback_device::launch()`].
     ///
     /// # Safety
     /// * Every address that is not 0 is readable (inputs; outputs as well with [`Output::Merge`]) or writable (outputs) over the plan's
     ///   shape and strides until the launch has ended, and `tile_keys` over `tile_count` entries.
     /// * Nothing else writes that memory meanwhile, and nothing reads the outputs.
-    pub unsafe fn run_raw(&self, _stream: &CudaStream, inputs: &RawInputs, outputs: &RawOutputs) -> Result<()> {
+    pub unsafe fn run_raw(&self, stream: &CudaStream, inputs: &RawInputs, outputs: &RawOutputs) -> Result<()> {
         let (op, layout) = (Self::OP, &self.layout);
         inputs.check(op, &self.shape, &self.options, layout)?;
         if self.options.output == Output::Merge && layout.lse.elements() > 0 {
@@ -71,6 +74,61 @@ impl Plan {
         if layout.o.elements() == 0 {
             return Ok(());
         }
-        Err(Error::NoKernel { op, request: format!("{} in tiles of {} rows", self.kernel.entry, self.tile.rows) })
+        let args = self.arguments(inputs, outputs);
+        let blocks = self.shape.slots(self.tile.rows) * self.shape.heads;
+        // SAFETY: the caller's promise covers the pointers; sizes, strides and alignment were checked against the contract.
+        unsafe { launch(stream, self.kernel, [blocks as u32, 1, 1], &args) }
+    }
+
+    fn arguments(&self, inputs: &RawInputs, outputs: &RawOutputs) -> AttentionFwd {
+        let Layout { q, k, v, o, .. } = &self.layout;
+        let (shape, options) = (&self.shape, &self.options);
+        let Reach { left, right, first } = options.mask.reach();
+        AttentionFwd {
+            p_q: inputs.q,
+            p_k: inputs.k,
+            p_v: inputs.v,
+            p_o: outputs.o,
+            p_lse: outputs.lse,
+            p_cu_seqlens_q: inputs.cu_seqlens_q,
+            p_cu_seqlens_k: inputs.cu_seqlens_k,
+            p_prefix_len: inputs.prefix_len,
+            p_intervals: inputs.intervals,
+            p_key_bits: inputs.key_bits,
+            p_tile_starts: inputs.tile_starts,
+            p_tile_keys: inputs.tile_keys,
+            p_alibi_slopes: inputs.alibi_slopes,
+            p_sink: inputs.sink,
+            q_stride_batch: q.strides[0],
+            q_stride_token: q.strides[1],
+            q_stride_head: q.strides[2],
+            k_stride_batch: k.strides[0],
+            k_stride_token: k.strides[1],
+            k_stride_head: k.strides[2],
+            v_stride_batch: v.strides[0],
+            v_stride_token: v.strides[1],
+            v_stride_head: v.strides[2],
+            o_stride_batch: o.strides[0],
+            o_stride_token: o.strides[1],
+            o_stride_head: o.strides[2],
+            query_len: shape.query_len as u32,
+            key_len: shape.key_len as u32,
+            sequences: shape.sequences() as u32,
+            heads: shape.heads as u32,
+            group: shape.group() as u32,
+            head_dim: shape.head_dim as u32,
+            value_dim: shape.value_dim as u32,
+            key_words: shape.key_words() as u32,
+            tile_entries: inputs.tile_count,
+            offset: options.offset.unwrap_or(0),
+            has_offset: u32::from(options.offset.is_some()),
+            left,
+            right,
+            first,
+            out_f32: u32::from(options.output != Output::Same),
+            merge: u32::from(options.output == Output::Merge),
+            scale: options.scale,
+            softcap: options.softcap.unwrap_or(0.0),
+        }
     }
 }

@@ -80,12 +80,12 @@ impl Shape {
     }
 
     /// Tiles of `rows` queries of all sequences, when each begins a tile of its own: rows of the batch have equally many, and packed
-    /// sequence `n`, which starts at query `lo`, has those from `lo / rows + n` on. A number in between may belong to none.
+    /// sequence `n`, which starts at query `lo`, has those from `lo / rows + n` (rounded down) on. A number in between may belong to none.
     pub fn slots(&self, rows: usize) -> usize {
-        let tiles = self.query_len.div_ceil(rows.max(1));
+        let rows = rows.max(1);
         match self.packed {
-            Some(sequences) => tiles.saturating_add(sequences),
-            None => tiles.saturating_mul(self.batch),
+            Some(sequences) => (self.query_len / rows).saturating_add(sequences),
+            None => self.query_len.div_ceil(rows).saturating_mul(self.batch),
         }
     }
 }
