@@ -3,6 +3,7 @@
 #![allow(non_snake_case)] // operation__condition
 
 mod argmax;
+mod copy_rows;
 mod counters;
 mod cross_entropy;
 mod decay_gate;

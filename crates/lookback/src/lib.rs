@@ -43,7 +43,8 @@
 pub use lookback_attention as attention;
 pub use lookback_decode as decode;
 pub use lookback_device::{
-    Class, DType, DeviceInfo, DevicePick, Element, Error, PeerFault, RendezvousFault, Result, WeightsFault, cudarc, emulator, open,
+    Class, DType, DeviceInfo, DevicePick, Element, Error, PeerFault, RendezvousFault, Result, WeightsFault, cudarc,
+    emulator, open,
 };
 pub use lookback_linear as linear;
 pub use lookback_model as model;

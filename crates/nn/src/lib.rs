@@ -36,6 +36,7 @@
 mod activation;
 pub mod argmax;
 mod check;
+pub mod copy_rows;
 pub mod cross_entropy;
 pub mod decay_gate;
 pub mod embedding;

@@ -7,6 +7,7 @@ pub mod activation;
 pub mod argmax;
 pub mod attention;
 pub mod bert;
+pub mod copy_rows;
 pub mod cross_entropy;
 pub mod decay_gate;
 pub mod e4m3;
