@@ -1,5 +1,5 @@
 //! Just Read Twice, the oracle: linear attention over Taylor features whose state begins with an encoded prefix, and the gated
-//! convolution between. One sequence.
+//! convolution and the windows of softmax attention between. One sequence.
 //!
 //! ```text
 //! φ(q)·φ(k) = 1 + s + s²/2, s = q·k / √d
@@ -8,6 +8,7 @@
 
 use crate::layers::{add, columns, convolution, product, project, rms_norm, silu};
 use crate::lightnet::Heads;
+use crate::llama;
 use crate::time_reduce::Map;
 
 /// Taylor features of each row of `key` entries, 153 of them: the inner product of two rows' features is `1 + s + s²/2`.
@@ -73,6 +74,15 @@ pub enum Mixer {
         /// Added to the denominator.
         eps: f64,
     },
+    /// Softmax attention to the tokens in a window.
+    Window {
+        /// Heads, all with keys of their own, and the window.
+        heads: llama::Heads,
+        /// `[3 width, width]`: rows of q, k, v.
+        qkv: llama::Linear,
+        /// `[width, width]`.
+        out: llama::Linear,
+    },
     /// `out_proj(silu(conv(u1)) u2)` with `u1, u2 = in_proj(x)`.
     Convolution {
         /// `[2 inner, width]`.
@@ -103,6 +113,11 @@ impl Mixer {
                 let prefix = encoded.as_ref().map(|[k, v]| Prefix { k, v });
                 let y = core(heads, &made[0], &made[1], &made[2], prefix, *eps);
                 project(&y, out, None, heads.heads * heads.value)
+            }
+            Mixer::Window { heads, qkv, out } => {
+                let made = project(x, &qkv.0, qkv.1.as_deref(), width);
+                let [q, k, v] = [0, 1, 2].map(|part| columns(&made, 3 * width, part * width, width));
+                project(&heads.attend(&q, &k, &v, 0), &out.0, out.1.as_deref(), width)
             }
             Mixer::Convolution { in_weight, in_bias, conv, conv_bias, out_weight, out_bias } => {
                 let inner = in_bias.len() / 2;

@@ -26,6 +26,7 @@ pub mod layers;
 pub mod lean_decode;
 pub mod lightnet;
 pub mod linear_attention;
+pub mod llama;
 pub mod log_cumsum_exp;
 pub mod mamba2;
 pub mod measure;

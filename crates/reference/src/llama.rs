@@ -1,0 +1,151 @@
+//! Language models of softmax attention with rotary positions and a gated unit a layer, the oracle: LLaMA, Mistral, Qwen2. One sequence.
+//!
+//! ```text
+//! x += W_o softmax(q kᵀ / √D) v    q, k, v = W x + b, q and k turned by their positions
+//! x += W_down (silu(W_gate x) W_up x)
+//! ```
+
+use crate::attention::{self, Attention, Inputs, Mask};
+use crate::layers::{add, gated_unit, project, rms_norm};
+use crate::rotary::{Rotary, Style, forward as turn};
+
+/// Heads of softmax attention, and what they see.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Heads {
+    /// Heads of queries.
+    pub heads: usize,
+    /// Heads of keys and values.
+    pub key_heads: usize,
+    /// Entries of a head.
+    pub head_dim: usize,
+    /// Base of the angles; the first `rotary_dim` entries turn.
+    pub base: f64,
+    /// See `base`.
+    pub rotary_dim: usize,
+    /// Tokens before itself that a token sees; all of them without.
+    pub window: Option<usize>,
+}
+
+impl Heads {
+    /// `[T,H,D]` of `q` `[T,H,D]` and `k`, `v` `[T,Hk,D]`, before they are turned. The first `prefix` tokens see one another; all see what
+    /// was before them.
+    pub fn attend(&self, q: &[f64], k: &[f64], v: &[f64], prefix: usize) -> Vec<f64> {
+        let Self { heads, key_heads, head_dim, .. } = *self;
+        let tokens = q.len() / (heads * head_dim);
+        let turned = |x: &[f64], heads: usize| {
+            let rotary = Rotary {
+                batch: 1,
+                tokens,
+                heads,
+                head_dim,
+                style: Style::Half,
+                base: self.base,
+                rotary_dim: self.rotary_dim,
+                theta_dim: self.rotary_dim,
+                extents: &[],
+                prefix: 0,
+                positions: None,
+                starts: None,
+                offset: 0,
+            };
+            turn(&rotary, x)
+        };
+        let prefix_len = [prefix as i32];
+        let mask = match self.window {
+            Some(window) => Mask::window(window as i64, 0, 0),
+            None => Mask { prefix_len: Some(&prefix_len), ..Mask::CAUSAL },
+        };
+        let shape = Attention { key_heads, mask, ..Attention::dense(1, tokens, tokens, heads, head_dim) };
+        let (q, k) = (turned(q, heads), turned(k, key_heads));
+        attention::forward(&shape, &Inputs { q: &q, k: &k, v }).o
+    }
+}
+
+/// A matrix `[outputs,inputs]`, and what is added to each output.
+pub type Linear = (Vec<f64>, Option<Vec<f64>>);
+
+/// Weights of a layer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Layer {
+    /// `[width]`, before attention.
+    pub norm: Vec<f64>,
+    /// To `[H D]`, `[Hk D]` and `[Hk D]`: queries, keys, values.
+    pub qkv: [Linear; 3],
+    /// `[width, H D]`.
+    pub out: Vec<f64>,
+    /// `[width]`, before the gated unit.
+    pub unit_norm: Vec<f64>,
+    /// `[inner,width]`, `[inner,width]`, `[width,inner]`: gate, up, down.
+    pub unit: [Vec<f64>; 3],
+}
+
+/// Weights of a model.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Model {
+    /// Heads of every layer.
+    pub heads: Heads,
+    /// Width of the residual.
+    pub width: usize,
+    /// Added to mean squares.
+    pub eps: f64,
+    /// `[vocabulary,width]`.
+    pub embedding: Vec<f64>,
+    /// The layers, first to last.
+    pub layers: Vec<Layer>,
+    /// `[width]`.
+    pub norm: Vec<f64>,
+    /// `[vocabulary,width]`.
+    pub head: Vec<f64>,
+}
+
+impl Model {
+    /// Logits after every token, `[T,vocabulary]`, where the first `prefix` tokens see one another.
+    pub fn logits(&self, tokens: &[usize], prefix: usize) -> Vec<f64> {
+        let Self { heads, width, eps, .. } = *self;
+        let mut x: Vec<f64> = tokens.iter().flat_map(|id| &self.embedding[id * width..][..width]).copied().collect();
+        for layer in &self.layers {
+            let normed = rms_norm(&x, width, &layer.norm, eps);
+            let [q, k, v] = layer.qkv.each_ref().map(|(weight, bias)| project(&normed, weight, bias.as_deref(), width));
+            let o = heads.attend(&q, &k, &v, prefix);
+            add(&mut x, &project(&o, &layer.out, None, heads.heads * heads.head_dim));
+            let [gate, up, down] = &layer.unit;
+            let unit = gated_unit(&rms_norm(&x, width, &layer.unit_norm, eps), gate, up, down, width);
+            add(&mut x, &unit);
+        }
+        project(&rms_norm(&x, width, &self.norm, eps), &self.head, None, width)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEADS: Heads = Heads { heads: 2, key_heads: 1, head_dim: 2, base: 1e4, rotary_dim: 2, window: None };
+
+    #[test]
+    fn equal_scores_average_what_is_seen() {
+        let (q, k) = ([0.0; 16], [0.0; 8]);
+        let v = [1.0, 0.0, 3.0, 0.0, 8.0, 0.0, 4.0, 2.0];
+        let first = |heads: Heads, prefix| {
+            let o = heads.attend(&q, &k, &v, prefix);
+            assert!(o.chunks_exact(4).all(|token| token[..2] == token[2..]), "both heads read one");
+            o.chunks_exact(4).map(|token| token[0]).collect::<Vec<_>>()
+        };
+        assert_eq!(first(HEADS, 0), [1.0, 2.0, 4.0, 4.0]);
+        assert_eq!(first(HEADS, 3), [4.0, 4.0, 4.0, 4.0]);
+        assert_eq!(first(Heads { window: Some(1), ..HEADS }, 0), [1.0, 2.0, 5.5, 6.0]);
+    }
+
+    #[test]
+    fn positions_count() {
+        // The query agrees with key 1 as it stands; one turn further it does not.
+        let k = [1.0, 0.0, 1.0, 0.0];
+        let q = [0.0, 0.0, 0.0, 0.0, 9.0, 0.0, 9.0, 0.0];
+        let turned = HEADS.attend(&q, &k, &[0.0, 0.0, 1.0, 0.0], 0)[4];
+        let p = 9.0 / 2_f64.sqrt();
+        let wanted = p.exp() / (p.exp() + (p * 1_f64.cos()).exp());
+        assert!((turned - wanted).abs() < 1e-14, "{turned} {wanted}");
+        let still = Heads { rotary_dim: 0, ..HEADS }.attend(&q, &k, &[0.0, 0.0, 1.0, 0.0], 0)[4];
+        assert!((still - 0.5).abs() < 1e-14);
+    }
+}
