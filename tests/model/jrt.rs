@@ -6,17 +6,18 @@ use lookback_device::{Element, Error};
 use lookback_model::jrt::{Config, Jrt, Mixing};
 use lookback_reference::jrt::{Layer, Mixer, Model};
 use lookback_reference::lightnet::Heads;
+use lookback_reference::llama;
 use lookback_suite::{
     device::stream,
     measure::{Gate, assert_close},
 };
 
 /// Every operation of three mixers and three units rounds its output to 8 bits.
-const BF16: Gate = Gate { rel: 2e-2, row: 6e-2, inf: 6e-2 };
+pub const BF16: Gate = Gate { rel: 2e-2, row: 6e-2, inf: 6e-2 };
 const LAYERS: [Mixing; 3] = [Mixing::Convolution, Mixing::PrefixAttention, Mixing::Attention];
 
 pub fn small() -> Config {
-    Config { encoded: 7, channels: 40, inner: 36, ..Config::new(29, 24, 3, LAYERS.to_vec()) }
+    Config { encoded: 7, channels: 40, window: 4, inner: 36, ..Config::new(29, 24, 3, LAYERS.to_vec()) }
 }
 
 fn based() -> Config {
@@ -50,6 +51,11 @@ pub fn draft<T: Element>(config: &Config, conv_bias: bool) -> Draft {
             add("mixer.out_proj.bias", &[width]);
             continue;
         }
+        if *mixing == Mixing::SlidingWindow {
+            add("mixer.Wqkv.weight", &[3 * width, width]);
+            add("mixer.out_proj.weight", &[width, width]);
+            continue;
+        }
         add("mixer.proj_q.weight", &[keys, width]);
         add("mixer.proj_k.weight", &[keys, width]);
         add("mixer.proj_v.weight", &[width, width]);
@@ -66,7 +72,7 @@ pub fn draft<T: Element>(config: &Config, conv_bias: bool) -> Draft {
     })
 }
 
-fn reference(config: &Config, draft: &Draft) -> Model {
+pub fn reference(config: &Config, draft: &Draft) -> Model {
     let layer = |(layer, mixing): (usize, &Mixing)| {
         let take = |name: &str| draft.values(&format!("transformer.layers.{layer}.{name}"));
         let encoder = || (take("mixer.proj_k_enc.weight"), take("mixer.proj_v_enc.weight"), config.encoded);
@@ -82,6 +88,22 @@ fn reference(config: &Config, draft: &Draft) -> Model {
                 out_weight: take("mixer.out_proj.weight"),
                 out_bias: take("mixer.out_proj.bias"),
             },
+            Mixing::SlidingWindow => {
+                let linear = |name: &str| {
+                    let bias = format!("transformer.layers.{layer}.mixer.{name}.bias");
+                    let bias = draft.tensors.contains_key(&bias).then(|| draft.values(&bias));
+                    (take(&format!("mixer.{name}.weight")), bias)
+                };
+                let heads = llama::Heads {
+                    heads: config.heads,
+                    key_heads: config.heads,
+                    head_dim: config.value_dim(),
+                    base: config.rotary_base,
+                    rotary_dim: config.rotary_dim,
+                    window: Some(config.window),
+                };
+                Mixer::Window { heads, qkv: linear("Wqkv"), out: linear("out_proj") }
+            }
             _ => Mixer::Attention {
                 heads: Heads { heads: config.heads, key: config.feature_dim, value: config.width / config.heads },
                 q: take("mixer.proj_q.weight"),
@@ -109,15 +131,15 @@ fn reference(config: &Config, draft: &Draft) -> Model {
     }
 }
 
-fn tokens(count: usize) -> Vec<i32> {
+pub fn tokens(count: usize) -> Vec<i32> {
     (0..count as i32).map(|t| (t * 7 + t * t % 5) % 29).collect()
 }
 
-fn wanted(model: &Model, tokens: &[i32]) -> Vec<f64> {
+pub fn wanted(model: &Model, tokens: &[i32]) -> Vec<f64> {
     model.logits(&tokens.iter().map(|id| *id as usize).collect::<Vec<_>>())
 }
 
-fn widened(logits: &[f32]) -> Vec<f64> {
+pub fn widened(logits: &[f32]) -> Vec<f64> {
     logits.iter().map(|logit| f64::from(*logit)).collect()
 }
 
@@ -214,18 +236,19 @@ fn every_tensor_is_wanted() {
 fn what_is_not_there_is_refused_by_name() {
     let draft = draft::<f32>(&small(), false);
     let load = |config: &Config| Jrt::<f32>::load(&stream(), &draft.checkpoint(), config);
-    let published = Config { layers: Config::published_layers(26), ..small() };
-    match load(&published).map(|_| ()) {
-        Err(Error::NoKernel { request, .. }) => assert_eq!(request, "layer 2: sliding window attention"),
-        other => panic!("{other:?}"),
-    }
-    let count = |mixing| published.layers.iter().filter(|other| **other == mixing).count();
+    let published = Config::published_layers(26);
+    let count = |mixing| published.iter().filter(|other| **other == mixing).count();
     assert_eq!((count(Mixing::PrefixAttention), count(Mixing::SlidingWindow)), (5, 5));
     for (config, name) in [(Config { heads: 5, ..small() }, "heads"), (Config { encoded: 0, ..small() }, "encoded")] {
         assert!(matches!(load(&config).map(|_| ()), Err(Error::Shape { arg, .. }) if arg == name), "{name}");
     }
-    let wide = Config { feature_dim: 17, ..small() };
-    assert!(matches!(load(&wide).map(|_| ()), Err(Error::Range { arg: "feature_dim", .. })));
+    for (config, name) in [
+        (Config { feature_dim: 17, ..small() }, "feature_dim"),
+        (Config { rotary_dim: 9, ..small() }, "rotary_dim"),
+        (Config { window: usize::MAX / 2, ..small() }, "window"),
+    ] {
+        assert!(matches!(load(&config).map(|_| ()), Err(Error::Range { arg, .. }) if arg == name), "{name}");
+    }
     let model = load(&small()).unwrap();
     let uneven = model.prefill(&[&[1, 2], &[3]]).map(|_| ());
     assert!(matches!(uneven, Err(Error::NoKernel { request, .. }) if request.contains("different lengths")));

@@ -2,11 +2,11 @@
 //! business; prompts, passes and steps are the same for all.
 
 use crate::checkpoint::Checkpoint;
+use crate::ends::{self, Asked, Ends};
 use crate::flags::{RESET_FORWARD, RESET_REVERSE};
 use crate::recurrence::Stage;
 use cudarc::driver::{CudaSlice, CudaStream, CudaView};
-use lookback_device::{DType, DeviceInfo, Element, Error, Result, driver};
-use lookback_nn::{Param, embedding, gemm, residual_norm};
+use lookback_device::{DeviceInfo, Element, Error, Result, driver};
 use std::sync::Arc;
 
 const OP: &str = "decoder";
@@ -60,6 +60,8 @@ pub struct Tokens<'a> {
     pub flags: Option<&'a CudaSlice<u8>>,
     /// `[tokens]` where rows go on; absent at the start, where they count from 0.
     pub positions: Option<&'a CudaView<'a, i32>>,
+    /// `[rows]`: tokens of each row's sequence, those of this pass included and padding not.
+    pub lengths: &'a [usize],
 }
 
 /// A layer of a model whose activations are of type `T`.
@@ -96,6 +98,13 @@ pub trait Layer<T: Element>: Sized {
     /// # Errors
     /// [`Error::OutOfMemory`].
     fn carry(&self, stream: &Arc<CudaStream>, config: &Self::Config, rows: usize) -> Result<Self::Carry>;
+    /// What all layers share of a pass, before the first of them runs.
+    ///
+    /// # Errors
+    /// Those of the operations.
+    fn begin(_stream: &Arc<CudaStream>, _work: &mut Self::Work, _tokens: Tokens<'_>) -> Result<()> {
+        Ok(())
+    }
     /// Adds the layer's output to `residual`, `[tokens, width]`.
     ///
     /// # Errors
@@ -115,10 +124,7 @@ pub struct Decoder<T: Element, L: Layer<T>> {
     stream: Arc<CudaStream>,
     device: DeviceInfo,
     config: L::Config,
-    table: CudaSlice<T>,
-    /// The table again if absent.
-    head: Option<CudaSlice<T>>,
-    norm: CudaSlice<f32>,
+    ends: Ends<T>,
     layers: Vec<L>,
 }
 
@@ -126,8 +132,10 @@ pub struct Decoder<T: Element, L: Layer<T>> {
 pub struct Generation<T: Element, L: Layer<T>> {
     pass: Pass<T, L>,
     carries: Vec<L::Carry>,
-    /// Tokens read, padding included.
+    /// Tokens read of a row, padding included.
     read: usize,
+    /// Tokens read of each row, without.
+    lengths: Vec<usize>,
 }
 
 impl<T: Element, L: Layer<T>> Generation<T, L> {
@@ -137,97 +145,53 @@ impl<T: Element, L: Layer<T>> Generation<T, L> {
     }
 }
 
-/// The tokens that a pass gives the logits after.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum LogitsAfter {
-    LastTokens,
-    EveryToken,
-}
-
 /// Plans and memory of one pass.
 struct Pass<T: Element, L: Layer<T>> {
     extent: Extent,
-    embed: embedding::Plan,
-    /// From embedded tokens to the residual.
-    widen: residual_norm::Plan,
-    norm: residual_norm::Plan,
-    head: gemm::Plan,
+    ends: ends::Work<T>,
     work: L::Work,
     /// Ids, and positions where rows go on.
     ids: CudaSlice<i32>,
     flags: Option<CudaSlice<u8>>,
-    embedded: CudaSlice<T>,
-    residual: CudaSlice<f32>,
-    /// First element of the first token that logits follow.
-    first_asked: usize,
-    normed: CudaSlice<T>,
-    logits: CudaSlice<f32>,
 }
 
 impl<T: Element, L: Layer<T>> Pass<T, L> {
-    fn new(model: &Decoder<T, L>, extent: Extent, after: LogitsAfter, flags: Option<&[u8]>) -> Result<Self> {
+    fn new(model: &Decoder<T, L>, extent: Extent, asked: Asked, flags: Option<&[u8]>) -> Result<Self> {
         let Decoder { stream, device, config, .. } = model;
-        let Frame { vocabulary, width, eps, .. } = L::frame(config);
         let tokens = extent.tokens();
-        // Logits follow the last of every so many tokens.
-        let period = if after == LogitsAfter::LastTokens { extent.len } else { 1 };
-        let asked = tokens / period;
-        let allocated = |e| driver(e, "allocate activations");
-        let norm = |shape| {
-            let options = residual_norm::Options { dtype: T::DTYPE, eps, center: false, post: false };
-            residual_norm::Plan::new(&shape, &options, device)
-        };
-        let strided = residual_norm::Shape {
-            residual_stride: (period * width) as i64,
-            ..residual_norm::Shape::dense(asked, width)
-        };
-        let table = embedding::Shape::dense(tokens, 1, vocabulary, width);
-        let logits = gemm::Options { out: DType::F32, ..gemm::Options::new(T::DTYPE) };
         Ok(Self {
             extent,
-            embed: embedding::Plan::new(&table, &embedding::Options { dtype: T::DTYPE }, device)?,
-            widen: norm(residual_norm::Shape::dense(tokens, width))?,
-            norm: norm(strided)?,
-            head: gemm::Plan::new(&gemm::Shape::linear(asked, vocabulary, width), &logits, device)?,
+            ends: ends::Work::new(stream, device, &L::frame(config), tokens, asked)?,
             work: L::work(stream, device, config, extent)?,
-            ids: stream.alloc_zeros(2 * tokens).map_err(allocated)?,
+            ids: stream.alloc_zeros(2 * tokens).map_err(|e| driver(e, "allocate ids"))?,
             flags: flags.map(|flags| stream.clone_htod(flags)).transpose().map_err(|e| driver(e, "copy flags"))?,
-            embedded: stream.alloc_zeros(tokens * width).map_err(allocated)?,
-            residual: stream.alloc_zeros(tokens * width).map_err(allocated)?,
-            first_asked: (period - 1) * width,
-            normed: stream.alloc_zeros(asked * width).map_err(allocated)?,
-            logits: stream.alloc_zeros(asked * vocabulary).map_err(allocated)?,
         })
     }
 
-    /// Tokens, the first of them at `position` of its row, to the logits that the pass was made for.
+    /// Tokens, the first of them at `position` of its row, to the logits that the pass was made for. `lengths` are those of
+    /// [`Tokens::lengths`].
     fn run(
         &mut self,
         model: &Decoder<T, L>,
         tokens: &[i32],
         position: usize,
+        lengths: &[usize],
         carries: &mut [L::Carry],
     ) -> Result<Vec<f32>> {
-        let Decoder { stream, table, head, norm, layers, .. } = model;
-        let Self { residual, embedded, normed, logits, .. } = self;
+        let Decoder { stream, layers, .. } = model;
         let goes_on = self.extent.stage == Stage::Step;
         let position = i32::try_from(position).unwrap_or(i32::MAX);
         let positions = std::iter::repeat_n(position, if goes_on { tokens.len() } else { 0 });
         let words: Vec<i32> = tokens.iter().copied().chain(positions).collect();
         stream.memcpy_htod(&words, &mut self.ids).map_err(|e| driver(e, "copy tokens"))?;
         let positions = self.ids.slice(tokens.len()..);
-        let about = Tokens { flags: self.flags.as_ref(), positions: goes_on.then_some(&positions) };
-        self.embed.run(stream, table, &self.ids, embedded, None)?;
-        let inputs = residual_norm::Inputs { x: Some(embedded), ..Default::default() };
-        self.widen.run::<T>(stream, inputs, Some(residual), None)?;
+        let about = Tokens { flags: self.flags.as_ref(), positions: goes_on.then_some(&positions), lengths };
+        self.ends.begin(stream, &model.ends, &self.ids)?;
+        L::begin(stream, &mut self.work, about)?;
         for (layer, carry) in layers.iter().zip(carries) {
-            layer.run(stream, &mut self.work, residual, about, carry)?;
+            layer.run(stream, &mut self.work, &mut self.ends.residual, about, carry)?;
         }
-        let asked = residual.slice(self.first_asked..);
-        let inputs = residual_norm::Inputs { residual: Some(&asked), weight: Some(norm), ..Default::default() };
-        self.norm.run(stream, inputs, None, Some(normed))?;
-        self.head.run(stream, normed, head.as_ref().unwrap_or(table), Param::None, logits)?;
-        stream.clone_dtoh(logits).map_err(|e| driver(e, "copy logits"))
+        self.ends.finish(stream, &model.ends, &self.ids)
     }
 }
 
@@ -240,17 +204,13 @@ impl<T: Element, L: Layer<T>> Decoder<T, L> {
     /// configuration that contradicts itself; [`Error::OutOfMemory`] and other errors of the driver.
     pub fn load(stream: &Arc<CudaStream>, file: &Checkpoint, config: &L::Config) -> Result<Self> {
         L::check(config)?;
-        let Frame { vocabulary, width, layers, .. } = L::frame(config);
-        let names = L::names();
-        let matrix = |name| file.upload::<T>(stream, name, &[vocabulary, width]);
+        let frame = L::frame(config);
         Ok(Self {
             device: DeviceInfo::of(stream.context())?,
             stream: stream.clone(),
             config: config.clone(),
-            table: matrix(names.embedding)?,
-            head: file.contains(names.head).then(|| matrix(names.head)).transpose()?,
-            norm: file.upload(stream, names.norm, &[width])?,
-            layers: (0..layers).map(|layer| L::load(stream, file, config, layer)).collect::<Result<_>>()?,
+            ends: Ends::load(stream, file, &frame, &L::names())?,
+            layers: (0..frame.layers).map(|layer| L::load(stream, file, config, layer)).collect::<Result<_>>()?,
         })
     }
 
@@ -266,8 +226,8 @@ impl<T: Element, L: Layer<T>> Decoder<T, L> {
     pub fn logits(&self, tokens: &[i32]) -> Result<Vec<f32>> {
         self.check(&[tokens])?;
         let extent = Extent { rows: 1, len: tokens.len(), stage: Stage::Start };
-        let mut pass = Pass::new(self, extent, LogitsAfter::EveryToken, None)?;
-        pass.run(self, tokens, 0, &mut self.carries(1)?)
+        let mut pass = Pass::new(self, extent, Asked::LastOf(1), None)?;
+        pass.run(self, tokens, 0, &[tokens.len()], &mut self.carries(1)?)
     }
 
     /// Reads prompts of any lengths together in one pass. Gives the logits that follow each prompt's last token,
@@ -283,11 +243,12 @@ impl<T: Element, L: Layer<T>> Decoder<T, L> {
         let (tokens, flags) = pack(prompts, len);
         let extent = Extent { rows, len, stage: Stage::Start };
         let mut carries = self.carries(rows)?;
-        let mut pass = Pass::new(self, extent, LogitsAfter::LastTokens, flags.as_deref())?;
-        let logits = pass.run(self, &tokens, 0, &mut carries)?;
+        let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.len()).collect();
+        let mut pass = Pass::new(self, extent, Asked::LastOf(len), flags.as_deref())?;
+        let logits = pass.run(self, &tokens, 0, &lengths, &mut carries)?;
         let extent = Extent { rows, len: 1, stage: Stage::Step };
-        let pass = Pass::new(self, extent, LogitsAfter::LastTokens, None)?;
-        Ok((logits, Generation { pass, carries, read: len }))
+        let pass = Pass::new(self, extent, Asked::LastOf(1), None)?;
+        Ok((logits, Generation { pass, carries, read: len, lengths }))
     }
 
     /// Reads one more token of every row. Gives the logits that follow, `[rows, vocabulary]`.
@@ -302,8 +263,9 @@ impl<T: Element, L: Layer<T>> Decoder<T, L> {
             return Err(Error::Shape { op: OP, arg: "tokens", want: format!("{rows} long, one a row"), got });
         }
         self.check(&[tokens])?;
-        let Generation { pass, carries, read } = generation;
-        let logits = pass.run(self, tokens, *read, carries)?;
+        let Generation { pass, carries, read, lengths } = generation;
+        lengths.iter_mut().for_each(|len| *len += 1);
+        let logits = pass.run(self, tokens, *read, lengths, carries)?;
         *read += 1;
         Ok(logits)
     }

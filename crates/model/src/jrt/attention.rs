@@ -192,12 +192,8 @@ impl<T: Element> Attention<T> {
         let Config { width, heads, feature_dim, .. } = *config;
         let keys = heads * feature_dim;
         let rows = |parts: &[(&str, usize)]| {
-            let mut all: Vec<T> = Vec::new();
-            for (tensor, rows) in parts {
-                let values = file.tensor(&format!("{name}.{tensor}.weight"), &[*rows, width])?;
-                all.extend(values.into_iter().map(|v| T::from_f64(f64::from(v))));
-            }
-            stream.clone_htod(&all).map_err(|e| driver(e, "copy weights"))
+            let matrix = |(tensor, rows): &(&str, usize)| (format!("{name}.{tensor}.weight"), vec![*rows, width]);
+            file.upload_all(stream, &parts.iter().map(matrix).collect::<Vec<_>>())
         };
         let encoder = has_encoder.then(|| rows(&[("proj_k_enc", keys), ("proj_v_enc", width)]));
         Ok(Self {

@@ -4,6 +4,8 @@ use lookback_device::{Error, Result};
 use lookback_nn::taylor_map::MAX_DIM;
 
 const OP: &str = "jrt";
+/// A ring of keys and values for each row and layer is kept.
+const MAX_WINDOW: i64 = 1 << 24;
 
 /// What the mixer of a layer is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,7 +16,7 @@ pub enum Mixing {
     PrefixAttention,
     /// A short convolution between gates.
     Convolution,
-    /// Softmax attention to the tokens in a window. Not there: a model that has it is refused.
+    /// Softmax attention to the tokens in a window, for 16-bit activations.
     SlidingWindow,
 }
 
@@ -35,6 +37,12 @@ pub struct Config {
     pub channels: usize,
     /// Taps of the convolution: 2 to 4.
     pub taps: usize,
+    /// Tokens before itself that a token of a sliding window layer sees. Published settings name twice as many.
+    pub window: usize,
+    /// Entries of a head of such a layer that its position turns: the first so many, 0 to all of them.
+    pub rotary_dim: usize,
+    /// Base of the angles.
+    pub rotary_base: f64,
     /// Entries of the gated unit.
     pub inner: usize,
     /// The mixer of every layer, first to last.
@@ -45,7 +53,7 @@ pub struct Config {
 
 impl Config {
     /// The published choices for these sizes: features of 16 entries, 1024 encoded tokens, convolutions of 3 taps over twice the width,
-    /// a unit of twice the width, eps 1e-5.
+    /// windows of 128 tokens before the own with whole heads turned by base 10000, a unit of twice the width, eps 1e-5.
     pub fn new(vocabulary: usize, width: usize, heads: usize, layers: Vec<Mixing>) -> Self {
         Self {
             vocabulary,
@@ -55,6 +63,9 @@ impl Config {
             encoded: 1024,
             channels: 2 * width,
             taps: 3,
+            window: 128,
+            rotary_dim: width / heads.max(1),
+            rotary_base: 1e4,
             inner: 2 * width,
             layers,
             eps: 1e-5,
@@ -79,7 +90,7 @@ impl Config {
     }
 
     /// # Errors
-    /// [`Error::Shape`] or [`Error::Range`] ← a size that does not fit; [`Error::NoKernel`] ← a layer that is not there.
+    /// [`Error::Shape`] or [`Error::Range`] ← a size that does not fit.
     pub(super) fn check(&self) -> Result<()> {
         let shape =
             |arg, want: &str, got: usize| Error::Shape { op: OP, arg, want: want.into(), got: vec![got as u64] };
@@ -101,9 +112,11 @@ impl Config {
             let (hi, got) = (MAX_DIM as i64, self.feature_dim as i64);
             return Err(Error::Range { op: OP, arg: "feature_dim", at: None, lo: 1, hi, got });
         }
-        if let Some(layer) = self.layers.iter().position(|mixing| *mixing == Mixing::SlidingWindow) {
-            let request = format!("layer {layer}: sliding window attention");
-            return Err(Error::NoKernel { op: OP, request });
+        let (window, rotary_dim) = (self.window as i64, self.rotary_dim as i64);
+        for (arg, hi, got) in [("window", MAX_WINDOW, window), ("rotary_dim", self.value_dim() as i64, rotary_dim)] {
+            if !(0..=hi).contains(&got) {
+                return Err(Error::Range { op: OP, arg, at: None, lo: 0, hi, got });
+            }
         }
         Ok(())
     }

@@ -1,8 +1,8 @@
 //! Just Read Twice and Based: linear attention over Taylor features, whose state may begin with an encoded prefix, and short
-//! convolutions between.
+//! convolutions and softmax attention to a window between.
 //!
-//! [`Jrt`] loads checkpoints in the published tensor names (`transformer.layers.{i}.mixer.proj_q.weight` ..). Sliding window layers
-//! are refused by name.
+//! [`Jrt`] loads checkpoints in the published tensor names (`transformer.layers.{i}.mixer.proj_q.weight` ..). Models with sliding window
+//! layers are for 16-bit activations, as softmax attention is.
 //!
 //! In 16 bits linear attention makes the features of a prompt on the chip, from queries and keys of 8 or 16 entries and values in steps
 //! of 8. Elsewhere, and in steps, `nn::taylor_map` writes them out, 153 for a row; states are the same.
@@ -10,10 +10,12 @@
 mod attention;
 mod config;
 mod convolution;
+mod window;
 
 pub use attention::Attention;
 pub use config::{Config, Mixing};
 pub use convolution::Convolution;
+pub use window::Window;
 
 use crate::checkpoint::Checkpoint;
 use crate::decoder::{Decoder, Extent, Frame, FrameNames, Layer, Tokens};
@@ -37,6 +39,7 @@ pub struct JrtLayer<T> {
 enum Mixer<T> {
     Attention(Attention<T>),
     Convolution(Convolution<T>),
+    Window(Window<T>),
 }
 
 /// Plans and memory of a pass; a kind of mixer that no layer has is left out.
@@ -45,6 +48,7 @@ pub struct Work<T> {
     normed: CudaSlice<T>,
     attention: Option<attention::Work<T>>,
     convolution: Option<convolution::Work<T>>,
+    window: Option<window::Work<T>>,
     unit: gated_unit::Work<T>,
 }
 
@@ -54,6 +58,8 @@ pub enum Carry<T> {
     Attention(attention::Carry),
     /// The convolution's last inputs.
     Convolution(convolution::Carry<T>),
+    /// Keys and values of the last tokens.
+    Window(window::Carry<T>),
 }
 
 impl<T: Element> Layer<T> for JrtLayer<T> {
@@ -86,7 +92,8 @@ impl<T: Element> Layer<T> for JrtLayer<T> {
         let mixer = match config.layers[layer] {
             Mixing::Attention => Mixer::Attention(Attention::load(stream, file, config, &mixer, false)?),
             Mixing::PrefixAttention => Mixer::Attention(Attention::load(stream, file, config, &mixer, true)?),
-            _ => Mixer::Convolution(Convolution::load(stream, file, config, &mixer)?),
+            Mixing::Convolution => Mixer::Convolution(Convolution::load(stream, file, config, &mixer)?),
+            Mixing::SlidingWindow => Mixer::Window(Window::load(stream, file, config, &mixer)?),
         };
         let unit = GatedUnit {
             norm: file.upload(stream, &name("norm2"), &[width])?,
@@ -106,11 +113,13 @@ impl<T: Element> Layer<T> for JrtLayer<T> {
         let attention = has(&[Mixing::Attention, Mixing::PrefixAttention]);
         let attention = attention.then(|| attention::Work::new(stream, device, config, extent));
         let convolution = has(&[Mixing::Convolution]).then(|| convolution::Work::new(stream, device, config, extent));
+        let window = has(&[Mixing::SlidingWindow]).then(|| window::Work::new(stream, device, config, extent));
         Ok(Work {
             norm: residual_norm::Plan::new(&rows, &options, device)?,
             normed: memory.map_err(|e| lookback_device::driver(e, "allocate activations"))?,
             attention: attention.transpose()?,
             convolution: convolution.transpose()?,
+            window: window.transpose()?,
             unit: gated_unit::Work::new(stream, device, (width, inner, eps), extent)?,
         })
     }
@@ -119,7 +128,12 @@ impl<T: Element> Layer<T> for JrtLayer<T> {
         match self.mixer {
             Mixer::Attention(_) => attention::Carry::new(stream, config, rows).map(Carry::Attention),
             Mixer::Convolution(_) => convolution::Carry::new(stream, config, rows).map(Carry::Convolution),
+            Mixer::Window(_) => window::Carry::new(stream, config, rows).map(Carry::Window),
         }
+    }
+
+    fn begin(stream: &Arc<CudaStream>, work: &mut Work<T>, tokens: Tokens<'_>) -> Result<()> {
+        work.window.as_mut().map_or(Ok(()), |window| window.begin(stream, tokens.lengths))
     }
 
     fn run(
@@ -130,18 +144,30 @@ impl<T: Element> Layer<T> for JrtLayer<T> {
         tokens: Tokens<'_>,
         carry: &mut Carry<T>,
     ) -> Result<()> {
-        let Work { norm, normed, attention, convolution, unit } = work;
+        let Work { norm, normed, attention, convolution, window, unit } = work;
         let inputs = residual_norm::Inputs { residual: Some(residual), weight: Some(&self.norm), ..Default::default() };
         norm.run(stream, inputs, None, Some(normed))?;
-        match (&self.mixer, attention, convolution, carry) {
-            (Mixer::Attention(mixer), Some(work), _, Carry::Attention(carry)) => {
-                mixer.run(stream, work, normed, residual, tokens, carry)?;
+        match (&self.mixer, carry) {
+            (Mixer::Attention(mixer), Carry::Attention(carry)) => {
+                mixer.run(stream, made(attention)?, normed, residual, tokens, carry)?;
             }
-            (Mixer::Convolution(mixer), _, Some(work), Carry::Convolution(carry)) => {
-                mixer.run(stream, work, normed, residual, tokens, carry)?;
+            (Mixer::Convolution(mixer), Carry::Convolution(carry)) => {
+                mixer.run(stream, made(convolution)?, normed, residual, tokens, carry)?;
             }
-            _ => return Err(Error::NoKernel { op: "jrt", request: "a pass made for other layers".into() }),
+            (Mixer::Window(mixer), Carry::Window(carry)) => {
+                mixer.run(stream, made(window)?, normed, residual, tokens, carry)?;
+            }
+            _ => return Err(other_layers()),
         }
         self.unit.run(stream, unit, residual)
     }
+}
+
+/// What a pass has for a layer's kind of mixer.
+fn made<W>(work: &mut Option<W>) -> Result<&mut W> {
+    work.as_mut().ok_or_else(other_layers)
+}
+
+fn other_layers() -> Error {
+    Error::NoKernel { op: "jrt", request: "a pass made for other layers".into() }
 }
