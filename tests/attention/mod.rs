@@ -1,1 +1,4 @@
 //! The attention family.
+
+mod forward_case;
+mod forward_oracle;
