@@ -1,7 +1,6 @@
 //! The walk and the fix-up of lean decoding with nothing to compute: integer maps, which do not commute, against a loop.
 
 use super::layout::{self, Row};
-use bytemuck::Zeroable;
 use cudarc::driver::{CudaSlice, DevicePtr};
 use lookback_device::launch;
 use lookback_kernels::{args::LeanProtocol, find};
@@ -150,7 +149,6 @@ fn run(schedule: &Schedule, data: &Data, slots: usize, counters: &CudaSlice<u32>
         p_used: address(&used),
         rows: rows as u32,
         requests: 2,
-        ..Zeroable::zeroed()
     };
     let kernel = find("lean_protocol", &[]).expect("it has one variant");
     // SAFETY: all buffers have the extents that the kernel's contract names, and live until their contents are read back.
