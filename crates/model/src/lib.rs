@@ -6,7 +6,7 @@
 //! The linear attention family reads the checkpoints of its authors, by their tensors' names, through
 //! [`checkpoint::Checkpoint`]: [`mamba2`], [`hydra`], [`jrt`], and GLA, RetNet and LightNet as one [`linear_block`]; [`tpe`] gives
 //! embeddings their positions. [`bert`] reads encoders of softmax attention: BERT, MiniLM and the models of sentence embeddings made of
-//! them.
+//! them. [`llama`] reads decoders of it, LLaMA, Mistral, Qwen2 and their like, over a paged cache of keys and values.
 //!
 //! ```no_run
 //! use lookback_model::{gated_ssm::GatedSsm, phonebook::Book, weights::Weights};
