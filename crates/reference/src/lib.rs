@@ -22,6 +22,7 @@ pub mod gla;
 pub mod head_scale;
 pub mod hydra;
 pub mod jrt;
+pub mod kv_append;
 pub mod layers;
 pub mod lean_decode;
 pub mod lightnet;
