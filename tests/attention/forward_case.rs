@@ -392,7 +392,8 @@ pub fn compare<T: Element>(case: &Case, out: &Forward, want: &Forward) -> Errors
     let what = format!("{} {case:?}", T::DTYPE.name());
     let errors = assert_close(&what, &out.o, &want.o, case.value_dim, gate(T::DTYPE));
     for (row, (lse, want)) in out.lse.iter().zip(&want.lse).enumerate() {
-        let close = if want.is_finite() { (lse - want).abs() <= 1e-4 * (want.abs() / 30.0).max(1.0) } else { lse == want };
+        let close =
+            if want.is_finite() { (lse - want).abs() <= 1e-4 * (want.abs() / 30.0).max(1.0) } else { lse == want };
         assert!(close, "{what}: lse of row {row} is {lse}, the oracle has {want}");
         if *want == f64::NEG_INFINITY {
             let o = &out.o[row * case.value_dim..][..case.value_dim];

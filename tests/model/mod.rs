@@ -1,6 +1,7 @@
 //! The model against its oracle, and against files that are not what they should be.
 
 mod assets;
+mod bert;
 mod device;
 mod files;
 mod golden;
@@ -10,6 +11,7 @@ mod jrt_windows;
 mod linear_block;
 mod llama;
 mod mamba2;
+mod minilm;
 mod modes;
 mod packed;
 mod support;

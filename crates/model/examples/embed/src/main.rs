@@ -14,6 +14,7 @@ use lookback_device::{DeviceInfo, DevicePick, Element, open};
 use lookback_model::bert::{Bert, Pooling, Sequence};
 use safetensors::{Dtype, tensor::TensorView};
 use std::error::Error;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -85,7 +86,7 @@ fn run(arguments: &Arguments) -> Result<(), Box<dyn Error>> {
         Type::F16 => embed::<f16>(arguments.device, &directory, &tokens, pooling),
         Type::Bf16 => embed::<bf16>(arguments.device, &directory, &tokens, pooling),
     }?;
-    print(&sentences, &tokens, &rows);
+    print(&sentences, &tokens, &rows)?;
     match &arguments.out {
         Some(path) => write(path, sentences.len(), &rows),
         None => Ok(()),
@@ -102,29 +103,38 @@ fn embed<T: Element>(
     let context = open(device)?;
     let info = DeviceInfo::of(&context)?;
     let kind = if info.emulated { " (no GPU: PTX interpreted on the CPU)" } else { "" };
-    println!("device: {}{kind}", info.name);
+    say(format_args!("device: {}{kind}", info.name))?;
     let model = Bert::<T>::load(&context.default_stream(), &directory.weights, &directory.config)?;
     let sequences: Vec<Sequence<'_>> =
         tokens.iter().map(|Encoded { ids, types }| Sequence { ids, types: Some(types) }).collect();
     let start = Instant::now();
     let rows = model.embed(&sequences, pooling, true)?;
     let count: usize = tokens.iter().map(|tokens| tokens.ids.len()).sum();
-    println!("{count} tokens in {:.2} s, {}, {pooling:?}", start.elapsed().as_secs_f64(), T::DTYPE);
+    say(format_args!("{count} tokens in {:.2} s, {}, {pooling:?}", start.elapsed().as_secs_f64(), T::DTYPE))?;
     Ok(rows)
 }
 
-fn print(sentences: &[&str], tokens: &[Encoded], rows: &[f32]) {
+/// A line of output, which nobody has to read.
+fn say(line: std::fmt::Arguments<'_>) -> io::Result<()> {
+    match writeln!(io::stdout(), "{line}") {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        done => done,
+    }
+}
+
+fn print(sentences: &[&str], tokens: &[Encoded], rows: &[f32]) -> io::Result<()> {
     let width = rows.len() / sentences.len().max(1);
     let row = |n: usize| &rows[n * width..][..width];
     for (n, (sentence, tokens)) in sentences.iter().zip(tokens).enumerate() {
-        println!("{n:3}  {sentence}  ({} tokens)", tokens.ids.len());
+        say(format_args!("{n:3}  {sentence}  ({} tokens)", tokens.ids.len()))?;
     }
-    println!("cosines:");
+    say(format_args!("cosines:"))?;
     for a in 0..sentences.len() {
         let cosine = |b| row(a).iter().zip(row(b)).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
         let line: Vec<String> = (0..=a).map(|b| format!("{:7.4}", cosine(b))).collect();
-        println!("{a:3}  {}", line.join(" "));
+        say(format_args!("{a:3}  {}", line.join(" ")))?;
     }
+    Ok(())
 }
 
 fn write(path: &std::path::Path, sentences: usize, rows: &[f32]) -> Result<(), Box<dyn Error>> {
