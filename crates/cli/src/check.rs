@@ -121,7 +121,7 @@ fn gate(tensor: &Tensor, factors: DType) -> Gate {
         Kind::Float(DType::F32) => Gate::F32,
         Kind::Float(DType::F16) => Gate::F16,
         Kind::Float(DType::Bf16) => Gate::BF16,
-        Kind::I32 | Kind::U8 => Gate::EXACT,
+        Kind::I32 | Kind::U8 | Kind::E4m3 => Gate::EXACT,
     }
 }
 

@@ -3,6 +3,7 @@
 use crate::{CliError, Result};
 use half::{bf16, f16};
 use lookback_device::{DType, Element};
+use lookback_reference::e4m3;
 use safetensors::{Dtype, SafeTensors, View};
 use std::{borrow::Cow, collections::BTreeMap, path::Path};
 
@@ -15,6 +16,8 @@ pub enum Kind {
     I32,
     /// Flags.
     U8,
+    /// 8 bits of a cache: a sign, 4 of exponent, 3 of fraction.
+    E4m3,
 }
 
 impl Kind {
@@ -25,6 +28,7 @@ impl Kind {
             Dtype::BF16 => Self::Float(DType::Bf16),
             Dtype::I32 => Self::I32,
             Dtype::U8 => Self::U8,
+            Dtype::F8_E4M3 => Self::E4m3,
             _ => return None,
         })
     }
@@ -36,6 +40,7 @@ impl Kind {
             Self::Float(DType::Bf16) => Dtype::BF16,
             Self::I32 => Dtype::I32,
             Self::U8 => Dtype::U8,
+            Self::E4m3 => Dtype::F8_E4M3,
         }
     }
 }
@@ -46,6 +51,7 @@ impl std::fmt::Display for Kind {
             Self::Float(dtype) => write!(f, "{dtype}"),
             Self::I32 => f.write_str("i32"),
             Self::U8 => f.write_str("u8"),
+            Self::E4m3 => f.write_str("e4m3"),
         }
     }
 }
@@ -88,6 +94,12 @@ impl Tensor {
         Self { kind: Kind::U8, shape: shape.to_vec(), bytes: values.to_vec() }
     }
 
+    /// Rounds f64 values to codes of a cache.
+    pub fn codes(shape: &[usize], values: &[f64]) -> Self {
+        let bytes = values.iter().map(|v| e4m3::encode(*v)).collect();
+        Self { kind: Kind::E4m3, shape: shape.to_vec(), bytes }
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.shape.iter().product()
@@ -103,7 +115,7 @@ impl Tensor {
         if self.kind == Kind::I32 { self.cast() } else { Vec::new() }
     }
 
-    /// Flags.
+    /// Flags, or codes of a cache.
     pub fn as_flags(&self) -> &[u8] {
         &self.bytes
     }
@@ -116,6 +128,7 @@ impl Tensor {
             Kind::Float(DType::Bf16) => self.cast::<bf16>().iter().map(|v| v.to_f64()).collect(),
             Kind::I32 => self.cast::<i32>().iter().map(|v| f64::from(*v)).collect(),
             Kind::U8 => self.bytes.iter().map(|v| f64::from(*v)).collect(),
+            Kind::E4m3 => self.bytes.iter().map(|v| e4m3::decode(*v)).collect(),
         }
     }
 
@@ -151,7 +164,7 @@ pub fn read(path: &Path) -> Result<Tensors> {
     let mut tensors = Tensors::new();
     for (key, view) in file.iter() {
         let Some(kind) = Kind::of(view.dtype()) else {
-            let why = format!("tensor `{key}` is {:?}, want f32, f16, bf16, i32 or u8", view.dtype());
+            let why = format!("tensor `{key}` is {:?}, want f32, f16, bf16, e4m3, i32 or u8", view.dtype());
             return Err(CliError::input(name, why));
         };
         tensors.insert(key.into(), Tensor { kind, shape: view.shape().to_vec(), bytes: view.data().to_vec() });

@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, str::FromStr};
 pub struct TensorSpec {
     /// Name in the file.
     pub name: &'static str,
-    /// Element type: `T` for any of f32, f16, bf16 (the same for every `T`), or one type by name.
+    /// Element type: `T` for any of f32, f16, bf16 (the same for every `T`), `T/e4m3` for that or codes of a cache, or one type by name.
     pub dtype: &'static str,
     /// Shape in letters, e.g. `[B,T,D]`; equal letters have equal extents. Alternatives are parted by `|`, those of the
     /// type likewise; the number of dimensions decides.
@@ -130,13 +130,17 @@ impl Inputs {
             let alternative = spec.shape.split('|').position(|s| s.split(',').count() == tensor.shape.len());
             let dtype = spec.dtype.split('|').take(alternative.unwrap_or(0) + 1).last().unwrap_or(spec.dtype);
             match (dtype, tensor.kind) {
-                ("T", Kind::Float(dtype)) => match of_t {
+                ("T/e4m3", Kind::E4m3) => {}
+                ("T" | "T/e4m3", Kind::Float(dtype)) => match of_t {
                     Some((other, want)) if want != dtype => {
                         return Err(self.wrong(spec.name, format!("must be {want} as `{other}` is, got {dtype}")));
                     }
                     _ => of_t = Some((spec.name, dtype)),
                 },
                 ("T", kind) => return Err(self.wrong(spec.name, format!("must be f32, f16 or bf16, got {kind}"))),
+                ("T/e4m3", kind) => {
+                    return Err(self.wrong(spec.name, format!("must be f16, bf16 or e4m3, got {kind}")));
+                }
                 (want, kind) if want != kind.to_string() => {
                     return Err(self.wrong(spec.name, format!("must be {want}, got {kind}")));
                 }

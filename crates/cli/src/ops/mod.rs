@@ -12,6 +12,7 @@ mod gated_scan;
 mod gemm;
 mod head_scale;
 mod inputs;
+mod lean_decode;
 mod linear_attention;
 mod linear_attention_step;
 mod log_cumsum_exp;
@@ -49,6 +50,7 @@ pub static ALL: &[&Operation] = &[
     &log_cumsum_exp::BACKWARD,
     &log_cumsum_exp::LIGHT_NET_GATES,
     &log_cumsum_exp::LIGHT_NET_GATES_BACKWARD,
+    &lean_decode::LEAN_DECODE,
     &gemm::GEMM,
     &rms_norm::RMS_NORM,
     &residual_norm::RESIDUAL_NORM,
