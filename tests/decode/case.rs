@@ -144,6 +144,23 @@ impl Case {
         for (at, (got, want)) in got.lse.iter().zip(&want.lse).enumerate() {
             assert!(got == want || (got - want).abs() <= 1e-4, "lse[{at}] = {got}, not {want}: {self:?}");
         }
+        let Some(columns) = self.logits else { return };
+        // The oracle's logits are [B, H, query_len, columns], and so are the device's unless queries are packed.
+        let packed = self.packed.as_ref().map(|queries| starts(queries.iter().copied()));
+        for (row, want) in want.logits.chunks_exact(columns).enumerate() {
+            let (b, h, i) =
+                (row / self.query_len / self.heads, row / self.query_len % self.heads, row % self.query_len);
+            let row = match (&packed, &self.packed) {
+                (Some(starts), Some(queries)) if i < queries[b] => (starts[b] as usize + i) * self.heads + h,
+                (Some(_), _) => continue,
+                _ => row,
+            };
+            for (at, (got, want)) in got.logits[row * columns..][..columns].iter().zip(want).enumerate() {
+                // Tiles that nobody sees keep their poison.
+                let is_close = if want.is_finite() { (got - want).abs() <= 1e-4 } else { got == want || got.is_nan() };
+                assert!(is_close, "logit {at} of request {b}, head {h}, query {i} is {got}, not {want}: {self:?}");
+            }
+        }
     }
 }
 
@@ -346,13 +363,6 @@ pub struct Computed {
     pub lse: Vec<f64>,
     pub logits: Vec<f64>,
     pub status: Result<()>,
-}
-
-impl Computed {
-    /// Every bit of the outputs.
-    pub fn bits(&self) -> Vec<u64> {
-        self.o.iter().chain(&self.lse).map(|v| v.to_bits()).collect()
-    }
 }
 
 /// A case in device memory.

@@ -43,9 +43,15 @@ fn lean_decode_caches_of_8_bits() {
 
 #[test]
 fn lean_decode_heads_groups_and_widths() {
-    for (heads, key_heads, head_dim, value_dim) in
-        [(1, 1, 8, 8), (7, 1, 40, 64), (16, 2, 128, 128), (6, 3, 64, 128), (20, 1, 72, 24), (2, 1, 256, 160), (34, 1, 64, 64)]
-    {
+    for (heads, key_heads, head_dim, value_dim) in [
+        (1, 1, 8, 8),
+        (7, 1, 40, 64),
+        (16, 2, 128, 128),
+        (6, 3, 64, 128),
+        (20, 1, 72, 24),
+        (2, 1, 256, 160),
+        (34, 1, 64, 64),
+    ] {
         let case = Case { heads, key_heads, head_dim, value_dim, ..Case::new(&[100, 7]) };
         case.check();
         Case { dtype: DType::F16, kind: Kind::Paged(16), ..case }.check();
@@ -68,7 +74,8 @@ fn lean_decode_several_queries_are_causal() {
 #[test]
 fn lean_decode_windows_caps_slopes_and_sinks() {
     let long = Case { kind: Kind::Paged(16), ..Case::new(&[700, 64, 0]) };
-    for (left, sink_tokens) in [(Some(0), 0), (Some(63), 4), (Some(64), 70), (Some(300), 1), (Some(5000), 9), (None, 9)] {
+    for (left, sink_tokens) in [(Some(0), 0), (Some(63), 4), (Some(64), 70), (Some(300), 1), (Some(5000), 9), (None, 9)]
+    {
         Case { left, sink_tokens, ..long.clone() }.check();
     }
     let dressed = Case { softcap: Some(1.5), alibi: true, sink: true, ..long };
@@ -92,5 +99,16 @@ fn lean_decode_any_number_of_blocks_cuts_the_same_work() {
     for slots in [1, 2, 3, 7, tiles, 1000] {
         let case = Case { kind: Kind::Paged(3), dtype: DType::F16, ..Case::new(&keys) };
         case.slots(slots).min_tiles(1).check();
+    }
+}
+
+#[test]
+fn lean_decode_logits_by_key_and_by_entry() {
+    for kind in [Kind::Dense(130), Kind::Ragged, Kind::Paged(16)] {
+        let case = Case { kind, logits: Some(130), softcap: Some(2.0), alibi: true, ..Case::new(&[130, 0, 70]) };
+        case.check();
+        Case { left: Some(30), sink_tokens: 2, query_len: 3, ..case.clone() }.check();
+        Case { packed: Some(vec![2, 0, 3]), query_len: 3, sink: true, ..case.clone() }.check();
+        Case { list: Some(67), logits: Some(67), ..case }.check();
     }
 }
