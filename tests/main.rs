@@ -11,4 +11,5 @@ mod model;
 mod nn;
 mod properties;
 mod registry;
+mod ring;
 mod scan;

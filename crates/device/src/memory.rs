@@ -4,7 +4,8 @@
 
 use crate::{Result, driver};
 use cudarc::driver::{
-    CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop, ValidAsZeroBits, result, sys::CUdeviceptr,
+    CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, SyncOnDrop, ValidAsZeroBits, result,
+    sys::{self, CUdeviceptr},
 };
 use std::sync::Arc;
 
@@ -69,4 +70,18 @@ pub unsafe fn download(stream: &CudaStream, address: CUdeviceptr, bytes: &mut [u
     // SAFETY: the caller vouches for the device memory; `bytes` outlives the wait below.
     unsafe { result::memcpy_dtoh_async(bytes, address, stream.cu_stream()) }.map_err(|e| driver(e, "download"))?;
     stream.synchronize().map_err(|e| driver(e, "download"))
+}
+
+/// Sets 32-bit words of device memory, behind what is queued on the stream.
+///
+/// # Errors
+/// Those of the driver.
+///
+/// # Safety
+/// `words` 32-bit words from `address` on are memory of the stream's context, and nothing else uses them until this has ended.
+pub unsafe fn fill(stream: &CudaStream, address: CUdeviceptr, word: u32, words: usize) -> Result<()> {
+    stream.context().bind_to_thread().map_err(|e| driver(e, "fill"))?;
+    // SAFETY: the caller vouches for the memory; the stream is live.
+    let code = unsafe { sys::cuMemsetD32Async(address, word, words, stream.cu_stream()) };
+    code.result().map_err(|e| driver(e, "fill"))
 }

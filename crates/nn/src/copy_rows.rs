@@ -3,7 +3,6 @@
 //! Packs a part of the heads into a message and unpacks it, turns f32 sums into 16 bits, and adds gradients that come from elsewhere.
 
 use crate::rows::Cover;
-use bytemuck::Zeroable;
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, sys::CUdeviceptr};
 use lookback_device::{
     DType, DeviceInfo, Element, Error, Result, launch,
@@ -192,7 +191,6 @@ impl Plan {
             accumulate: u32::from(self.options.accumulate),
             lane_bits: cover.lane_bits,
             column_step: cover.column_step,
-            ..Zeroable::zeroed()
         };
         let grid = [cover.grid[0], cover.grid[1], batch as u32];
         // SAFETY: the caller's promise covers the pointers; sizes, strides and alignment were checked against the contract.

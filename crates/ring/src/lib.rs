@@ -3,6 +3,7 @@
 //! * [`Partition`] and [`Layout`] say which tokens a rank has, [`Visible`] what a token sees;
 //! * [`schedule`](mod@schedule) says what every rank computes, sends and receives, as data.
 
+pub mod attention;
 pub mod cost;
 mod partition;
 mod rendezvous;
@@ -10,7 +11,7 @@ pub mod schedule;
 pub mod transport;
 mod visible;
 
-pub use lookback_device::{Error, Result};
+pub use lookback_device::{DeviceInfo, Error, Result};
 pub use partition::{Layout, Partition};
 pub use rendezvous::{Place, Rendezvous};
 pub use visible::{Cover, FAR, Visible};

@@ -1,6 +1,6 @@
 //! What a token sees, by positions in the whole sequence, and what is left of it between two ranks.
 
-use crate::Layout;
+use crate::{Error, Layout, Result};
 use std::ops::Range;
 
 /// No limit.
@@ -31,6 +31,20 @@ impl Visible {
     /// Every token sees itself and those before it.
     pub fn causal(tokens: usize) -> Self {
         Self { right: 0, ..Self::full(tokens) }
+    }
+
+    /// Documents are in order and cover `tokens`.
+    ///
+    /// # Errors
+    /// [`Error::Shape`] ← they do not.
+    pub fn check(&self, tokens: usize) -> Result<()> {
+        let ends = (self.documents.first(), self.documents.last());
+        if ends == (Some(&0), Some(&tokens)) && self.documents.len() > 1 && self.documents.is_sorted() {
+            return Ok(());
+        }
+        let want = format!("ascending from 0 to the {tokens} tokens");
+        let got = self.documents.iter().map(|start| *start as u64).collect();
+        Err(Error::Shape { op: "ring", arg: "documents", want, got })
     }
 
     /// What the token at `position` sees: two intervals of positions, the first before the second, either may be empty.
@@ -74,7 +88,8 @@ pub enum Cover {
 }
 
 impl Cover {
-    fn of(rows: Vec<[i32; 4]>, keys: i32) -> Self {
+    /// Of the intervals of each query's keys.
+    pub(crate) fn of(rows: Vec<[i32; 4]>, keys: i32) -> Self {
         let sees = |[a, b, c, d]: &[i32; 4]| b > a || d > c;
         if !rows.iter().any(sees) {
             return Self::Empty;

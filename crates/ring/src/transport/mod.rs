@@ -63,6 +63,9 @@ pub trait Transport {
     /// All of them.
     fn ranks(&self) -> usize;
 
+    /// The number of an operation that begins: the same on every rank, because all begin the same ones.
+    fn next_operation(&mut self) -> u32;
+
     /// Begins the transfers of `step`, behind what is queued on `stream` so far.
     ///
     /// # Errors

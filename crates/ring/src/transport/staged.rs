@@ -19,11 +19,12 @@ pub struct Staged {
     awaited: Vec<Message>,
     /// Came before what is waited for: longer transfers began earlier.
     early: Vec<(usize, Frame)>,
+    operations: u32,
 }
 
 impl Staged {
     pub(super) fn new(wire: Wire) -> Self {
-        Self { wire, awaited: Vec::new(), early: Vec::new() }
+        Self { wire, awaited: Vec::new(), early: Vec::new(), operations: 0 }
     }
 
     /// The frame of a message.
@@ -71,6 +72,11 @@ impl Transport for Staged {
 
     fn ranks(&self) -> usize {
         self.wire.ranks()
+    }
+
+    fn next_operation(&mut self) -> u32 {
+        self.operations = self.operations.wrapping_add(1);
+        self.operations
     }
 
     unsafe fn begin(

@@ -1,0 +1,3 @@
+//! Sequences that are dealt to several ranks, each a thread with its own stream on the same device.
+mod attention;
+pub mod case;
