@@ -1,8 +1,19 @@
 //! The attention family.
 
+mod bad_input;
+pub mod case;
+mod determinism;
+mod edges;
 mod forward_case;
 mod forward_oracle;
+mod layout;
+mod limits;
+mod masks;
 mod merge;
 mod merge_case;
 mod merge_counters;
 mod merge_mutants;
+mod oracle;
+mod properties;
+mod states;
+mod varlen;

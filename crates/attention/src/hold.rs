@@ -89,6 +89,7 @@ impl RawInputs {
         exactly(("intervals", self.intervals, &layout.intervals), options.mask == Mask::Intervals)?;
         if self.tile_count > 0 {
             strided::given(op, "tiles.keys", true, self.tile_keys != 0)?;
+            strided::given(op, "tiles.starts", true, self.tile_starts != 0)?;
         }
         let list = self.tile_list();
         let placed = self.placed(layout, &list);

@@ -2,6 +2,7 @@
 //! has an oracle in f64.
 
 mod argmax;
+mod attention;
 mod cross_entropy;
 mod decay_gate;
 mod embedding;
@@ -46,6 +47,7 @@ pub static ALL: &[&Operation] = &[
     &time_reduce_backward::TIME_REDUCE_BACKWARD,
     &flow_attention::FLOW_ATTENTION,
     &flow_attention::FLOW_ATTENTION_BACKWARD,
+    &attention::ATTENTION,
     &log_cumsum_exp::FORWARD,
     &log_cumsum_exp::BACKWARD,
     &log_cumsum_exp::LIGHT_NET_GATES,
