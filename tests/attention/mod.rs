@@ -1,11 +1,12 @@
 //! The attention family.
 
 mod bad_input;
-pub mod case;
 mod determinism;
 mod edges;
 mod forward_case;
+mod forward_counters;
 mod forward_oracle;
+mod forward_schedule;
 mod layout;
 mod limits;
 mod masks;

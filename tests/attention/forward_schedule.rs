@@ -1,0 +1,137 @@
+//! The same bits under every schedule; other arithmetic of tensor cores; numbers that no caller should give.
+
+use super::forward_case::{ALL, Case, Data, Out, compare, run};
+use half::{bf16, f16};
+use lookback_reference::attention::Forward;
+use lookback_suite::{counters::Switch, device};
+
+fn cases() -> [Case; 3] {
+    let mask = (0..300).map(|j| u8::from(j % 3 > 0)).collect();
+    let packed =
+        Case { group: 2, sink: true, ..Case::causal(0, 0, 2, 64, 64) }.packed(&[0, 90, 3, 140], &[4, 90, 70, 100]);
+    [
+        Case { batch: 2, ..Case::causal(200, 260, 2, 128, 128) },
+        packed,
+        Case { key_mask: mask, slopes: true, ..Case::new(80, 300, 1, 192, 192) },
+    ]
+}
+
+fn bits(out: &Forward) -> Vec<u64> {
+    out.o.iter().chain(&out.lse).map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn forward_same_bits_under_every_schedule() {
+    for case in cases() {
+        let data = Data::new::<bf16>(&case, 1);
+        let first = bits(&run::<bf16>(&case, &data));
+        if !device::info().emulated {
+            assert!(bits(&run::<bf16>(&case, &data)) == first);
+            continue;
+        }
+        for (order, residency, convergence, copies) in [
+            ("inorder", "1", "natural", "eager"),
+            ("reversed", "3", "random:1", "late"),
+            ("random:1", "5", "random:2", "eager"),
+        ] {
+            let _order = Switch::set("order", order, "inorder");
+            let _residency = Switch::set("residency", residency, "auto");
+            let _convergence = Switch::set("convergence", convergence, "natural");
+            let _copies = Switch::set("async", copies, "late");
+            assert!(
+                bits(&run::<bf16>(&case, &data)) == first,
+                "{order}, {residency} resident, {convergence}, {copies}: {case:?}"
+            );
+        }
+    }
+}
+
+/// A row's bits depend on its own sequence alone, wherever it lies.
+#[test]
+fn forward_rows_do_not_depend_on_their_neighbours() {
+    let packed = Case::causal(0, 0, 1, 64, 64).packed(&[70, 150, 9], &[70, 190, 20]);
+    let data = Data::new::<f16>(&packed, 2);
+    let all = run::<f16>(&packed, &data);
+    let alone = Case::causal(150, 190, 1, 64, 64);
+    let cut = Data {
+        q: data.q[70 * 64..220 * 64].to_vec(),
+        k: data.k[70 * 64..260 * 64].to_vec(),
+        v: data.v[70 * 64..260 * 64].to_vec(),
+        ..data
+    };
+    let out = run::<f16>(&alone, &cut);
+    assert_eq!(out.o, all.o[70 * 64..220 * 64]);
+    assert_eq!(out.lse, all.lse[70..220]);
+}
+
+/// Tensor cores that cut the low bits of sums off, as those of Hopper do.
+#[test]
+fn forward_holds_its_gates_with_sums_cut_off() {
+    let _mma = Switch::set("mma", "hopper", "fma");
+    for case in cases() {
+        let data = Data::new::<bf16>(&case, 3);
+        compare::<bf16>(&case, &run::<bf16>(&case, &data), &case.forward(&data));
+        let data = Data::new::<f16>(&case, 4);
+        compare::<f16>(&case, &run::<f16>(&case, &data), &case.forward(&data));
+    }
+}
+
+/// Starts of sequences outside of the tensors are clamped. What follows such a start is some rows' worth of nothing.
+#[test]
+fn forward_starts_are_clamped() {
+    let case =
+        Case { cu_q: vec![0, 40, 100], cu_k: vec![0, 50, 120], query_len: 100, ..Case::causal(100, 120, 1, 64, 64) };
+    let data = Data::new::<f16>(&case, 5);
+    let want = case.forward(&data);
+    let wild = Case { cu_q: vec![-9, 40, i32::MAX], cu_k: vec![i32::MIN, 50, 1 << 30], ..case.clone() };
+    compare::<f16>(&case, &run::<f16>(&wild, &data), &want);
+    // The second sequence has no keys, or keys of which the last ends before the first begins.
+    for cu_k in [vec![0, 50, 50], vec![0, 50, -7], vec![0, 1 << 30, 50]] {
+        let out = run::<f16>(&Case { cu_k, ..case.clone() }, &data);
+        assert!(out.lse[40..].iter().all(|lse| *lse == f64::NEG_INFINITY));
+        assert!(out.o[40 * 64..].iter().all(|o| *o == 0.0));
+    }
+    // Queries that end before they begin are none, and nothing is written there.
+    let out = run::<f16>(&Case { cu_q: vec![0, 40, 10], ..case.clone() }, &data);
+    assert!(out.o[..40 * 64].iter().all(|o| o.is_finite()) && out.o[40 * 64..].iter().all(|o| o.is_nan()));
+}
+
+/// Places of a list outside of it and tiles that do not exist or do not ascend are passed over.
+#[test]
+fn forward_lists_are_not_followed_outside() {
+    for dim in [64, 192] {
+        let case = Case { tiles: Some((vec![0, 2, 3], vec![0, 3, 1])), ..Case::new(200, 250, 1, dim, dim) };
+        let data = Data::new::<f16>(&case, 6);
+        let want = case.forward(&data);
+        let wild = [
+            (vec![0, 7, 9], vec![i32::MIN, -1, 0, 3, 3, 2, i32::MAX, 1 << 26, 1]),
+            (vec![-5, 6, 1 << 30], vec![0, 0, 3, 4, 1 << 25, -1, 1, 1, 0]),
+        ];
+        for tiles in wild {
+            compare::<f16>(&case, &run::<f16>(&Case { tiles: Some(tiles), ..case.clone() }, &data), &want);
+        }
+        // A list that ends before it begins, or begins behind its end, has nothing.
+        for tiles in [(vec![3, 1, 0], vec![0, 1, 2]), (vec![i32::MAX, i32::MAX, i32::MAX], vec![0])] {
+            let out = run::<f16>(&Case { tiles: Some(tiles), ..case.clone() }, &data);
+            assert!(out.lse.iter().all(|lse| *lse == f64::NEG_INFINITY));
+        }
+    }
+}
+
+/// Without lse; and windows, prefixes and intervals of any numbers.
+#[test]
+fn forward_numbers_of_any_size() {
+    let case = Case::new(70, 100, 1, 64, 64);
+    for (left, right, first) in
+        [(-(1 << 30), ALL, 0), (ALL, -(1 << 30), u32::MAX), (0, 0, u32::MAX), (ALL - 1, ALL - 1, 1 << 31)]
+    {
+        let case = Case { left, right, first, out: Out::F32, ..case.clone() };
+        let data = Data::new::<f16>(&case, 7);
+        compare::<f16>(&case, &run::<f16>(&case, &data), &case.forward(&data));
+    }
+    let ends = [i32::MIN, -1, 0, 30, 100, 101, i32::MAX];
+    let intervals = (0..70).flat_map(|i| [ends[i % 7], ends[i / 7 % 7], 50 + i as i32 % 20, ends[i % 5 + 2]]).collect();
+    let case = Case { intervals, ..case };
+    let data = Data::new::<f16>(&case, 8);
+    compare::<f16>(&case, &run::<f16>(&case, &data), &case.forward(&data));
+}
