@@ -1,6 +1,7 @@
 //! The attention family.
 
 mod bad_input;
+pub mod case;
 mod determinism;
 mod edges;
 mod forward_case;
