@@ -1,6 +1,7 @@
 //! The command line as its users meet it: files in, files out, one line on bad input.
 
 mod ask;
+mod attention;
 mod bad_input;
 mod files;
 mod gated_scan;

@@ -166,6 +166,10 @@ impl Plan {
             let got = device.compute_capability;
             return Err(Error::Arch { kernel: kernel.entry, need: kernel.target.to_string(), got });
         }
+        if kernel.dynamic_smem > device.shared_per_block_optin {
+            let request = format!("{} bytes of shared memory a block: this device has fewer", kernel.dynamic_smem);
+            return Err(Error::NoKernel { op, request });
+        }
         strided::range(op, "blocks", shape.slots(tile.rows).saturating_mul(shape.heads), 0, MAX_EXTENT)?;
         Ok(Self { shape: *shape, options: *options, layout, tile, kernel })
     }
@@ -210,4 +214,103 @@ fn pairs(m: i128, n: i128, options: &Options) -> i128 {
         up_to(offset + by + m - 1) - up_to(offset + by - 1)
     };
     if m <= 0 || n <= 0 { 0 } else { clipped(right + 1, n) - clipped(-left, n) + clipped(-left, first) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Mask;
+    use lookback_kernels::KERNELS;
+
+    fn device() -> DeviceInfo {
+        DeviceInfo {
+            name: "test".into(),
+            compute_capability: (9, 0),
+            sm_count: 132,
+            shared_per_block_optin: 232_448,
+            driver_version: 13_000,
+            emulated: true,
+        }
+    }
+
+    fn options(dtype: DType) -> Options {
+        Options { dtype, scale: 1.0, softcap: None, mask: Mask::Full, offset: None, output: Output::Same }
+    }
+
+    #[test]
+    fn every_variant_of_the_kernel_is_some_plans() {
+        let mut taken = Vec::new();
+        for dtype in [DType::F16, DType::Bf16] {
+            for head_dim in (8..=MAX_DIM).step_by(8) {
+                for value_dim in (8..=MAX_DIM).step_by(8) {
+                    let shape = Shape { value_dim, ..Shape::dense(1, 100, 100, 2, head_dim) };
+                    let plan = Plan::new(&shape, &options(dtype), &device()).expect("every dimension has a tile");
+                    if taken.contains(&plan.kernel.entry) {
+                        continue;
+                    }
+                    taken.push(plan.kernel.entry);
+                    // The contract's grid is made of tiles of so many rows.
+                    let rows = format!("ceil(query_len/{})", plan.tile.rows);
+                    let launch = plan.kernel.contract("launch").expect("a launch line");
+                    assert!(launch.contains(&rows), "{}: {launch}", plan.kernel.entry);
+                }
+            }
+        }
+        for kernel in KERNELS.iter().filter(|kernel| kernel.name == "attention_fwd") {
+            assert!(taken.contains(&kernel.entry), "{} is never taken", kernel.entry);
+        }
+    }
+
+    #[test]
+    fn a_device_with_too_little_shared_memory_is_refused() {
+        let shape = Shape::dense(1, 10, 10, 1, 256);
+        let small = DeviceInfo { shared_per_block_optin: 49_152, ..device() };
+        let got = Plan::new(&shape, &options(DType::F16), &small);
+        assert!(matches!(&got, Err(Error::NoKernel { request, .. }) if request.contains("shared memory")), "{got:?}");
+    }
+
+    /// Pairs counted one by one.
+    fn counted(m: i128, n: i128, options: &Options) -> i128 {
+        let reach = options.mask.reach();
+        let (left, right, first) = (i128::from(reach.left), i128::from(reach.right), i128::from(reach.first));
+        let offset = options.offset.map_or(n - m, i128::from);
+        let sees = |p: i128, j: i128| (p - left..=p + right).contains(&j) || j < first.min(p - left);
+        (0..m).map(|i| (0..n).filter(|j| sees(i + offset, *j)).count() as i128).sum()
+    }
+
+    #[test]
+    fn pairs_are_those_that_the_mask_says() {
+        let window = |left, right, sink_tokens| Mask::Window { left, right, sink_tokens };
+        let masks = [
+            Mask::Full,
+            Mask::Causal,
+            Mask::AntiCausal,
+            window(Some(3), Some(2), 0),
+            window(Some(5), Some(0), 4),
+            window(None, Some(4), 9),
+            window(Some(0), None, 2),
+        ];
+        for mask in masks {
+            for (m, n) in [(1, 1), (7, 20), (20, 7), (13, 13), (0, 5), (5, 0)] {
+                for offset in [None, Some(-9), Some(0), Some(4), Some(50)] {
+                    let options = Options { mask, offset, ..options(DType::F16) };
+                    assert_eq!(pairs(m, n, &options), counted(m, n, &options), "{mask:?} {m} {n} {offset:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn plan_counts_what_moves() {
+        let shape = Shape { key_heads: 2, value_dim: 32, ..Shape::dense(3, 10, 20, 4, 64) };
+        let plan = |output| Plan::new(&shape, &Options { output, ..options(DType::F16) }, &device()).expect("good");
+        let (q, kv, o, lse) = (30 * 4 * 64, 60 * 2 * (64 + 32), 30 * 4 * 32, 30 * 4 * 4);
+        assert_eq!(plan(Output::Same).bytes_moved(), 2 * (q + kv + o) + lse);
+        assert_eq!(plan(Output::F32).bytes_moved(), 2 * (q + kv) + 4 * o + lse);
+        assert_eq!(plan(Output::Merge).bytes_moved(), 2 * (q + kv) + 2 * (4 * o + lse));
+        assert_eq!(plan(Output::Same).flops(), 3 * 4 * 10 * 20 * 2 * (64 + 32));
+        let packed = Shape::packed(4, 40, 80, 2, 64);
+        let plan = Plan::new(&packed, &options(DType::F16), &device()).expect("good");
+        assert_eq!(plan.flops(), 4 * 2 * 10 * 20 * 2 * 128, "as if equally long");
+    }
 }
