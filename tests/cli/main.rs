@@ -5,5 +5,7 @@ mod attention;
 mod bad_input;
 mod files;
 mod gated_scan;
+#[cfg(target_os = "linux")]
+mod launch;
 mod linear_attention;
 mod listing;

@@ -4,6 +4,7 @@ mod ask;
 mod check;
 mod error;
 mod info;
+mod launch;
 mod ops;
 mod output;
 mod run;
@@ -49,6 +50,8 @@ enum Command {
     },
     /// Runs one operation on the tensors of a safetensors file.
     Run(run::Arguments),
+    /// Starts a command as several ranks of this machine, and ends all when one fails.
+    Launch(launch::Arguments),
     /// Compares every operation with its f64 reference.
     Check(check::Arguments),
 }
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Info { load } => info::info(cli.device, load),
         Command::Ask { book, names, causal, model } => ask::ask(cli.device, &book, &names, causal, model.as_deref()),
         Command::Run(arguments) => run::run(cli.device, &arguments),
+        Command::Launch(arguments) => launch::launch(&arguments),
         Command::Check(arguments) => check::check(cli.device, &arguments),
     };
     match done {

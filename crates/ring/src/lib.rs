@@ -10,8 +10,10 @@ mod rendezvous;
 pub mod schedule;
 pub mod transport;
 mod visible;
+mod world;
 
 pub use lookback_device::{DeviceInfo, Error, Result};
 pub use partition::{Layout, Partition};
 pub use rendezvous::{Place, Rendezvous};
 pub use visible::{Cover, FAR, Visible};
+pub use world::World;
