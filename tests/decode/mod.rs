@@ -3,10 +3,15 @@
 mod append;
 mod append_case;
 mod append_e4m3;
+mod balance;
 mod case;
+mod determinism;
+mod hostile;
 mod kernel_case;
 mod kernel_oracle;
 mod layout;
+mod limits;
 mod oracle;
 mod protocol;
 mod schedule;
+mod strides;

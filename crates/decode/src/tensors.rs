@@ -7,7 +7,8 @@ use cudarc::driver::{DevicePtr, DevicePtrMut, sys::CUdeviceptr};
 pub struct Lengths<'a> {
     /// `[B]` keys of each request.
     pub kv_len: &'a dyn DevicePtr<i32>,
-    /// `[B+1]` starts of the requests' queries, when they are packed.
+    /// `[B+1]` starts of the requests' queries, when they are packed: see [`cu_seqlens`](lookback_device::cu_seqlens). Outputs that two
+    /// requests claim have no defined value, those that none claims are not written.
     pub cu_seqlens_q: Option<&'a dyn DevicePtr<i32>>,
     /// `[B+1]` starts of the requests' keys in a ragged cache, or of their page tables in `kv_indices`.
     pub kv_indptr: Option<&'a dyn DevicePtr<i32>>,
