@@ -142,16 +142,16 @@ impl Case {
         find("attention_fwd", &variant).unwrap_or_else(|| panic!("{variant:?}"))
     }
 
-    fn scale(&self) -> f32 {
+    pub fn scale(&self) -> f32 {
         self.scale / (self.head_dim as f32).sqrt()
     }
 
     /// The oracle's view of it.
-    pub fn forward(&self, data: &Data) -> Forward {
+    pub fn attention<'a>(&'a self, data: &'a Data) -> Attention<'a> {
         fn some<T>(x: &[T]) -> Option<&[T]> {
             (!x.is_empty()).then_some(x)
         }
-        let attention = Attention {
+        Attention {
             batch: self.batch,
             query_len: self.query_len,
             key_len: self.key_len,
@@ -175,8 +175,12 @@ impl Case {
             },
             cu_seqlens_q: some(&self.cu_q),
             cu_seqlens_k: some(&self.cu_k),
-        };
-        forward(&attention, &Inputs { q: &data.q, k: &data.k, v: &data.v })
+        }
+    }
+
+    /// What the oracle makes of it.
+    pub fn forward(&self, data: &Data) -> Forward {
+        forward(&self.attention(data), &Inputs { q: &data.q, k: &data.k, v: &data.v })
     }
 }
 

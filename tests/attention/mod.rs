@@ -1,7 +1,9 @@
 //! The attention family.
-
-mod bad_input;
 pub mod case;
+
+mod backward_case;
+mod backward_oracle;
+mod bad_input;
 mod determinism;
 mod edges;
 mod forward_case;

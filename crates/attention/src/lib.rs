@@ -80,6 +80,7 @@
 //! ```
 
 mod allocate;
+pub mod backward;
 pub mod check;
 mod hold;
 pub mod merge;
@@ -91,6 +92,7 @@ mod shape;
 mod tensors;
 
 pub use allocate::{Attended, attention};
+pub use backward::{BackwardInputs, BackwardOptions, BackwardPlan, attention_backward};
 pub use lookback_device::strided::Stride;
 pub use lookback_device::{DType, DeviceInfo, Element, Error, Result};
 pub(crate) use lookback_device::{memory, strided};

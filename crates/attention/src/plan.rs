@@ -201,7 +201,7 @@ impl Plan {
 }
 
 /// Pairs of a query and a key that it sees, for `m` queries and `n` keys.
-fn pairs(m: i128, n: i128, options: &Options) -> i128 {
+pub(crate) fn pairs(m: i128, n: i128, options: &Options) -> i128 {
     let reach = options.mask.reach();
     let (left, right, first) = (i128::from(reach.left), i128::from(reach.right), i128::from(reach.first).min(n));
     let offset = options.offset.map_or(n - m, i128::from);
