@@ -333,26 +333,36 @@ impl Layout {
         }
     }
 
-    /// The output's rows, without what lies between them.
-    ///
-    /// # Panics
-    /// When something there was written.
-    pub fn rows(&self, case: &Case, o: &[f64]) -> Vec<f64> {
-        let [batch, token, head] =
-            [self.args.o_stride_batch, self.args.o_stride_token, self.args.o_stride_head].map(|s| s as usize);
+    /// The output's rows, without what lies between them; `None` when something there was written.
+    pub fn rows(&self, case: &Case, o: &[f64]) -> Option<Vec<f64>> {
         let mut left = o.to_vec();
         let mut rows = Vec::with_capacity(o.len());
-        for b in 0..case.batch {
-            for t in 0..case.query_len {
-                for h in 0..case.heads {
-                    let row = &mut left[b * batch + t * token + h * head..][..case.value_dim];
-                    rows.extend_from_slice(row);
-                    row.fill(f64::NAN);
-                }
-            }
+        for row in 0..case.batch * case.query_len * case.heads {
+            let at = self.place(case, row);
+            rows.extend_from_slice(&o[at..at + case.value_dim]);
+            left[at..at + case.value_dim].fill(f64::NAN);
         }
-        assert!(left.iter().all(|x| x.is_nan()), "written between rows: {case:?}");
-        rows
+        left.iter().all(|x| x.is_nan()).then_some(rows)
+    }
+
+    /// Where row `row` of `[B,Tq,heads]` begins in the output.
+    fn place(&self, case: &Case, row: usize) -> usize {
+        let [batch, token, head] =
+            [self.args.o_stride_batch, self.args.o_stride_token, self.args.o_stride_head].map(|s| s as usize);
+        let tokens = row / case.heads;
+        tokens / case.query_len * batch + tokens % case.query_len * token + row % case.heads * head
+    }
+
+    /// What is in the outputs before the launch: NaN, or what is merged with.
+    pub fn before(&self, case: &Case, data: &Data) -> [Vec<f64>; 2] {
+        let [mut o, mut lse] = self.outputs.map(|len| vec![f64::NAN; len]);
+        if case.out == Out::Merge {
+            for (row, values) in data.old.o.chunks(case.value_dim).enumerate() {
+                o[self.place(case, row)..][..case.value_dim].copy_from_slice(values);
+            }
+            lse.copy_from_slice(&data.old.lse);
+        }
+        [o, lse]
     }
 }
 
@@ -365,15 +375,8 @@ pub fn run<T: Element>(case: &Case, data: &Data) -> Forward {
     let (mut narrow, mut wide) = (Guarded::<T>::poisoned(o_len, 0), Guarded::<f32>::poisoned(o_len, 0));
     let mut lse = Guarded::<f32>::poisoned(lse_len, 3);
     if case.out == Out::Merge {
-        let mut host = vec![f32::NAN; o_len];
-        let [token, head] = [layout.args.o_stride_token, layout.args.o_stride_head].map(|s| s as usize);
-        for (row, values) in data.old.o.chunks(case.value_dim).enumerate() {
-            let (bt, h) = (row / case.heads, row % case.heads);
-            let at = bt / case.query_len * layout.args.o_stride_batch as usize + bt % case.query_len * token + h * head;
-            host[at..].iter_mut().zip(values).for_each(|(out, x)| *out = *x as f32);
-        }
-        let old: Vec<f32> = data.old.lse.iter().map(|x| *x as f32).collect();
-        stream.memcpy_htod(&host, &mut wide.view_mut()).expect("upload");
+        let [o, old] = layout.before(case, data).map(|x| x.iter().map(|x| *x as f32).collect::<Vec<_>>());
+        stream.memcpy_htod(&o, &mut wide.view_mut()).expect("upload");
         stream.memcpy_htod(&old, &mut lse.view_mut()).expect("upload");
     }
     {
@@ -388,7 +391,8 @@ pub fn run<T: Element>(case: &Case, data: &Data) -> Forward {
     }
     device::finish();
     let o = if case.out == Out::Same { narrow.read() } else { wide.read() };
-    Forward { o: layout.rows(case, &o), lse: lse.read() }
+    let o = layout.rows(case, &o).unwrap_or_else(|| panic!("written between rows: {case:?}"));
+    Forward { o, lse: lse.read() }
 }
 
 /// Compares with what is wanted by the gates of the contract; rows that see nothing are exact.
@@ -411,4 +415,22 @@ pub fn compare<T: Element>(case: &Case, out: &Forward, want: &Forward) -> Errors
 pub fn check<T: Element>(case: &Case, seed: u64) -> Errors {
     let data = Data::new::<T>(case, seed);
     compare::<T>(case, &run::<T>(case, &data), &case.forward(&data))
+}
+
+/// What is there, merged with what the case makes: where one is empty, the other.
+pub fn merged(case: &Case, data: &Data) -> Forward {
+    let block = case.forward(data);
+    let mut want = data.old.clone();
+    for row in 0..want.lse.len() {
+        let (a, b) = (want.lse[row], block.lse[row]);
+        let o = &mut want.o[row * case.value_dim..][..case.value_dim];
+        let new = &block.o[row * case.value_dim..][..case.value_dim];
+        match (a == f64::NEG_INFINITY, b == f64::NEG_INFINITY) {
+            (true, _) => o.copy_from_slice(new),
+            (_, true) => {}
+            _ => o.iter_mut().zip(new).for_each(|(o, n)| *o -= (*o - n) / (1.0 + (a - b).exp())),
+        }
+        want.lse[row] = if a == f64::NEG_INFINITY { b } else { a + (b - a).exp().ln_1p() };
+    }
+    want
 }

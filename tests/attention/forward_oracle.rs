@@ -1,6 +1,6 @@
 //! The forward kernel against the f64 oracle: every tile, every mask, every edge.
 
-use super::forward_case::{ALL, Case, Data, Out, check, compare, run};
+use super::forward_case::{ALL, Case, Data, Out, check, compare, merged, run};
 use half::{bf16, f16};
 use lookback_suite::random::Random;
 
@@ -242,19 +242,7 @@ fn merges_with_what_is_there() {
         data.old.lse[row] = f64::NEG_INFINITY;
         data.old.o[row * 64..][..64].fill(f64::NAN);
     }
-    let block = case.forward(&data);
-    let mut want = data.old.clone();
-    for row in 0..want.lse.len() {
-        let (a, b) = (want.lse[row], block.lse[row]);
-        let o = &mut want.o[row * 64..][..64];
-        let new = &block.o[row * 64..][..64];
-        match (a == f64::NEG_INFINITY, b == f64::NEG_INFINITY) {
-            (true, _) => o.copy_from_slice(new),
-            (_, true) => {}
-            _ => o.iter_mut().zip(new).for_each(|(o, n)| *o -= (*o - n) / (1.0 + (a - b).exp())),
-        }
-        want.lse[row] = if a == f64::NEG_INFINITY { b } else { a + (b - a).exp().ln_1p() };
-    }
+    let (block, want) = (case.forward(&data), merged(&case, &data));
     let out = run::<f16>(&case, &data);
     compare::<f16>(&case, &out, &want);
     // Rows to which nothing comes keep their bits.

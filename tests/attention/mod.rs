@@ -8,6 +8,7 @@ mod determinism;
 mod edges;
 mod forward_case;
 mod forward_counters;
+mod forward_mutants;
 mod forward_oracle;
 mod forward_schedule;
 mod layout;
