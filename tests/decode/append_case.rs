@@ -2,7 +2,7 @@
 
 use lookback_decode::{
     Cache, CacheType, Scales, Stride,
-    append::{CacheScales, Inputs, Options, Outputs, Place, Plan, Rotary, Shape, Strides, Style},
+    append::{Inputs, Options, Outputs, Place, Plan, Rotary, Shape, Strides, Style},
 };
 use lookback_device::{
     Element,
@@ -339,11 +339,12 @@ pub fn run<T: Element>(case: &Case, [k, v]: &[Vec<f64>; 2]) -> After {
     {
         let (mut k, mut v) = (k_pool.buffer.view_mut(), v_pool.buffer.view_mut());
         let (mut ks, mut vs) = (k_scales.buffer.view_mut(), v_scales.buffer.view_mut());
-        let scales = match case.scales {
-            Some(Scales::Token) => CacheScales::Computed { k: &mut ks, v: &mut vs },
-            _ => CacheScales::Given { k: &k_given, v: &v_given },
+        let (k, v) = (&mut k, &mut v);
+        let outputs = match case.scales {
+            Some(Scales::Token) => Outputs::Computed { k, v, k_scale: &mut ks, v_scale: &mut vs },
+            _ => Outputs::Given { k, v, k_scale: &k_given, v_scale: &v_given },
         };
-        run(Outputs::E4m3 { k: &mut k, v: &mut v, scales }, &mut status);
+        run(outputs, &mut status);
     }
     // Codes of slots without a token are 0 in the oracle; so they are here, once they are known to be untouched.
     let (_, located) = case.oracle(&[k.clone(), v.clone()]);

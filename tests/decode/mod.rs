@@ -2,7 +2,10 @@
 
 mod append;
 mod append_case;
+mod append_counters;
 mod append_e4m3;
+mod append_limits;
+mod append_mutants;
 mod balance;
 mod case;
 mod determinism;

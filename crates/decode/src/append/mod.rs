@@ -37,7 +37,7 @@ mod shape;
 mod tensors;
 
 pub use shape::{MAX_DIM, Options, Place, Rotary, Shape, Strides, Style};
-pub use tensors::{CacheScales, Inputs, Outputs, Raw};
+pub use tensors::{Inputs, Outputs, Raw};
 
 use crate::Cache;
 use cudarc::driver::{CudaSlice, CudaStream};

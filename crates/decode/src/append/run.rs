@@ -1,7 +1,7 @@
 //! The launch of an append.
 
-use super::{BLOCK, CacheScales, Inputs, OP, Outputs, Place, Plan, Policy, Raw, Shape, Style, shape::Tensors};
-use crate::{Cache, CacheType, strided};
+use super::{BLOCK, Inputs, OP, Outputs, Place, Plan, Policy, Raw, Shape, Style, shape::Tensors};
+use crate::{Cache, CacheType, Scales, strided};
 use cudarc::driver::{CudaStream, DevicePtrMut};
 use lookback_device::{
     Element, Error, Result, launch, memory,
@@ -65,22 +65,25 @@ impl Plan {
             status,
             ..Raw::default()
         };
-        // SAFETY (of each launch): the slices live on the stream's context, have the elements that the plan reaches, and their guards
-        // are held until the launch is queued.
+        // The guards of what is written, too, live until the launch is queued.
         match outputs {
             Outputs::Same { k, v } => {
                 let ((k, _k), (v, _v)) = (memory::output(Some(k), stream), memory::output(Some(v), stream));
-                // SAFETY: as above.
+                // SAFETY: the slices live on the stream's context, have the elements that the plan reaches, and their guards are
+                // held until the launch is queued.
                 unsafe { self.run_raw(stream, &Raw { k, v, ..raw }) }
             }
-            Outputs::E4m3 { k, v, scales } => {
+            Outputs::Given { k, v, k_scale, v_scale } => {
                 let ((k, _k), (v, _v)) = (memory::output(Some(k), stream), memory::output(Some(v), stream));
-                let ((k_scale, _k_scale), (v_scale, _v_scale)) = match scales {
-                    CacheScales::Given { k, v } => (memory::input(Some(k), stream), memory::input(Some(v), stream)),
-                    CacheScales::Computed { k, v } => {
-                        (memory::output(Some(k), stream), memory::output(Some(v), stream))
-                    }
-                };
+                let (k_scale, _k_scale) = memory::input(Some(k_scale), stream);
+                let (v_scale, _v_scale) = memory::input(Some(v_scale), stream);
+                // SAFETY: as above.
+                unsafe { self.run_raw(stream, &Raw { k, v, k_scale, v_scale, ..raw }) }
+            }
+            Outputs::Computed { k, v, k_scale, v_scale } => {
+                let ((k, _k), (v, _v)) = (memory::output(Some(k), stream), memory::output(Some(v), stream));
+                let (k_scale, _k_scale) = memory::output(Some(k_scale), stream);
+                let (v_scale, _v_scale) = memory::output(Some(v_scale), stream);
                 // SAFETY: as above.
                 unsafe { self.run_raw(stream, &Raw { k, v, k_scale, v_scale, ..raw }) }
             }
@@ -103,31 +106,35 @@ impl Plan {
         }
         strided::length(OP, "k_new", k_new, inputs.k_new.len())?;
         strided::length(OP, "v_new", v_new, inputs.v_new.len())?;
-        let is_same = self.options.cache == CacheType::Same;
-        let computes = self.options.computes_scales();
-        let (kind, k_len, v_len) = match outputs {
-            Outputs::Same { k, v } => (is_same, k.len(), v.len()),
-            Outputs::E4m3 { k, v, scales } => {
-                let (kind, k_len, v_len) = match scales {
-                    CacheScales::Given { k, v } => (!computes, k.len(), v.len()),
-                    CacheScales::Computed { k, v } => (computes, k.len(), v.len()),
-                };
-                let want =
-                    if computes { "computed, for scales of tokens" } else { "given, for scales of a tensor or head" };
-                if !is_same && !kind {
-                    return Err(Error::Shape { op: OP, arg: "scales", want: want.into(), got: Vec::new() });
-                }
-                strided::length(OP, "k_scale", k_scale, k_len)?;
-                strided::length(OP, "v_scale", v_scale, v_len)?;
-                (!is_same, k.len(), v.len())
+        let (kind, k_len, v_len, scales) = match outputs {
+            Outputs::Same { k, v } => (CacheType::Same, k.len(), v.len(), None),
+            Outputs::Given { k, v, k_scale, v_scale } => {
+                let given = if self.options.computes_scales() { Scales::Tensor } else { self.scales() };
+                (CacheType::E4m3(given), k.len(), v.len(), Some((k_scale.len(), v_scale.len())))
+            }
+            Outputs::Computed { k, v, k_scale, v_scale } => {
+                (CacheType::E4m3(Scales::Token), k.len(), v.len(), Some((k_scale.len(), v_scale.len())))
             }
         };
-        if !kind {
-            let want = if is_same { "of the type of the new keys" } else { "codes of e4m3" };
+        if kind != self.options.cache {
+            let want = match self.options.cache {
+                CacheType::Same => "of the type of the new keys",
+                CacheType::E4m3(Scales::Token) => "codes of e4m3 with scales that are computed",
+                CacheType::E4m3(_) => "codes of e4m3 with scales that are given",
+            };
             return Err(Error::Shape { op: OP, arg: "k", want: want.into(), got: Vec::new() });
+        }
+        if let Some((k_len, v_len)) = scales {
+            strided::length(OP, "k_scale", k_scale, k_len)?;
+            strided::length(OP, "v_scale", v_scale, v_len)?;
         }
         strided::length(OP, "k", k, k_len)?;
         strided::length(OP, "v", v, v_len)
+    }
+
+    /// What shares a scale; of a cache without scales, nothing that matters.
+    fn scales(&self) -> Scales {
+        if let CacheType::E4m3(scales) = self.options.cache { scales } else { Scales::Tensor }
     }
 
     /// As [`run`](Self::run) on device addresses.

@@ -49,24 +49,6 @@ impl<'a, T> Inputs<'a, T> {
     }
 }
 
-/// Scales of codes.
-pub enum CacheScales<'a> {
-    /// Read, with [`Scales::Tensor`](crate::Scales::Tensor) (one number) and [`Scales::Head`](crate::Scales::Head) (`[Hk]`); positive.
-    Given {
-        /// Of keys.
-        k: &'a dyn DevicePtr<f32>,
-        /// Of values.
-        v: &'a dyn DevicePtr<f32>,
-    },
-    /// Written, `[pages, places, Hk]`, with [`Scales::Token`](crate::Scales::Token).
-    Computed {
-        /// Of keys.
-        k: &'a mut dyn DevicePtrMut<f32>,
-        /// Of values.
-        v: &'a mut dyn DevicePtrMut<f32>,
-    },
-}
-
 /// The cache that a launch writes into.
 pub enum Outputs<'a, T> {
     /// Of the type of the new keys and values.
@@ -76,14 +58,28 @@ pub enum Outputs<'a, T> {
         /// `[pages, places, Hk, Dv]`.
         v: &'a mut dyn DevicePtrMut<T>,
     },
-    /// Codes of e4m3.
-    E4m3 {
+    /// Codes of e4m3 by scales that are read, with [`Scales::Tensor`](crate::Scales::Tensor) (one number) and [`Scales::Head`](crate::Scales::Head)
+    /// (`[Hk]`); positive.
+    Given {
         /// `[pages, places, Hk, D]`.
         k: &'a mut dyn DevicePtrMut<u8>,
         /// `[pages, places, Hk, Dv]`.
         v: &'a mut dyn DevicePtrMut<u8>,
-        /// What codes are multiplied by when they are read.
-        scales: CacheScales<'a>,
+        /// What codes of keys are multiplied by when they are read.
+        k_scale: &'a dyn DevicePtr<f32>,
+        /// What codes of values are multiplied by when they are read.
+        v_scale: &'a dyn DevicePtr<f32>,
+    },
+    /// Codes of e4m3 and their scales, with [`Scales::Token`](crate::Scales::Token).
+    Computed {
+        /// `[pages, places, Hk, D]`.
+        k: &'a mut dyn DevicePtrMut<u8>,
+        /// `[pages, places, Hk, Dv]`.
+        v: &'a mut dyn DevicePtrMut<u8>,
+        /// `[pages, places, Hk]`.
+        k_scale: &'a mut dyn DevicePtrMut<f32>,
+        /// `[pages, places, Hk]`.
+        v_scale: &'a mut dyn DevicePtrMut<f32>,
     },
 }
 
