@@ -102,6 +102,7 @@ pub fn reference(config: &Config, draft: &Draft) -> Model {
                     head_dim: config.value_dim(),
                     base: config.rotary_base,
                     rotary_dim: config.rotary_dim,
+                    frequencies: None,
                     window: Some(config.window),
                 };
                 Mixer::Window { heads, qkv: linear("Wqkv"), out: linear("out_proj") }

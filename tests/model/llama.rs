@@ -3,9 +3,10 @@
 use super::support::{Draft, assert_every_tensor_is_wanted};
 use half::{bf16, f16};
 use lookback_device::{Element, Error, WeightsFault};
-use lookback_model::llama::{Cache, Config, Llama, Prompt, Sequence};
-use lookback_reference::llama::{Heads, Layer, Model};
+use lookback_model::llama::{Cache, Config, Llama, Prompt, Rope, Sequence};
+use lookback_reference::llama::{Heads, Layer, Model, llama3_frequencies};
 use lookback_suite::{
+    counters::Counters,
     device::stream,
     measure::{Gate, assert_close},
 };
@@ -34,6 +35,13 @@ fn qwen() -> (Config, Extras) {
     let config =
         Config { key_heads: 1, head_dim: 72, rope_base: 1e6, eps: 1e-6, ..Config::new(VOCABULARY, 32, 2, 2, 24) };
     (config, Extras { biases: true, head: false })
+}
+
+/// Angles of all three kinds: as the base says, slowed down, and between.
+fn llama3() -> (Config, Extras) {
+    let (config, extras) = llama();
+    let rope = Rope::Llama3 { factor: 8.0, low: 0.01, high: 4.0, original: 40.0 };
+    (Config { rope, rope_base: 1e4, ..config }, extras)
 }
 
 /// A token sees itself and six before it.
@@ -92,8 +100,17 @@ fn reference((config, extras): &(Config, Extras), draft: &Draft) -> Model {
     };
     let embedding = draft.values("model.embed_tokens.weight");
     let Config { heads, key_heads, head_dim, rope_base, window, .. } = *config;
+    let frequencies = match config.rope {
+        Rope::Plain => None,
+        Rope::Linear { factor } => {
+            Some((0..head_dim / 2).map(|i| rope_base.powf(-2.0 * i as f64 / head_dim as f64) / factor).collect())
+        }
+        Rope::Llama3 { factor, low, high, original } => {
+            Some(llama3_frequencies(rope_base, head_dim, factor, [low, high], original))
+        }
+    };
     Model {
-        heads: Heads { heads, key_heads, head_dim, base: rope_base, rotary_dim: head_dim, window },
+        heads: Heads { heads, key_heads, head_dim, base: rope_base, rotary_dim: head_dim, frequencies, window },
         width: config.width,
         eps: f64::from(config.eps),
         head: if extras.head { draft.values("lm_head.weight") } else { embedding.clone() },
@@ -216,6 +233,20 @@ fn every_token_equals_the_reference_bf16() {
     every_token_equals_the_reference::<bf16>(BF16);
 }
 
+/// Where they differ from what the base says, in prompts and in steps.
+#[test]
+fn stretched_angles_equal_the_reference() {
+    let linear = (Config { rope: Rope::Linear { factor: 4.0 }, ..llama().0 }, llama().1);
+    for (name, kind) in [("llama 3", llama3()), ("linear", linear)] {
+        let pair = Pair::<f16>::new(&kind);
+        let mut rows = Rows::new(&pair, 16, 4);
+        rows.prefill(&[(tokens(0, 21), 0), (tokens(1, 3), 0)]);
+        rows.extend(&[(0, 1), (1, 1)]);
+        rows.extend(&[(0, 1), (1, 7)]);
+        rows.check(name, F16);
+    }
+}
+
 /// Prompts of different lengths, on both sides of a page's end, then steps over more ends.
 fn prompts_and_their_steps_equal_the_reference<T: Element>(gate: Gate) {
     for (name, kind) in [("llama", llama()), ("qwen", qwen()), ("mistral", mistral())] {
@@ -272,6 +303,57 @@ fn pages_of_closed_sequences_serve_new_ones() {
     read.truncate(5);
     rows.extend(&[(2, 3), (3, 1)]);
     rows.check("recycled pages", F16);
+}
+
+/// A step, taken back and taken again, is the same to the last bit: with the pass made anew and with the one that is kept.
+#[test]
+fn a_step_again_gives_the_same_bits() {
+    let pair = Pair::<f16>::new(&llama());
+    let mut cache = pair.model.cache(8, 8).unwrap();
+    let prompts = [tokens(0, 30), tokens(1, 5)];
+    let (_, rows) =
+        pair.model.prefill(&mut cache, &[Prompt::causal(&prompts[0]), Prompt::causal(&prompts[1])]).unwrap();
+    let mut results = Vec::new();
+    for _ in 0..3 {
+        results.push(pair.model.extend(&mut cache, &[(rows[0], &[7]), (rows[1], &[9])]).unwrap());
+        cache.truncate(rows[0], 30).unwrap();
+        cache.truncate(rows[1], 5).unwrap();
+        pair.model.extend(&mut cache, &[(rows[1], &[3, 1, 4])]).unwrap();
+        cache.truncate(rows[1], 5).unwrap();
+        results.push(pair.model.extend(&mut cache, &[(rows[0], &[7]), (rows[1], &[9])]).unwrap());
+        cache.truncate(rows[0], 30).unwrap();
+        cache.truncate(rows[1], 5).unwrap();
+    }
+    assert!(results.iter().all(|logits| logits.iter().map(|x| x.to_bits()).eq(results[0].iter().map(|x| x.to_bits()))));
+}
+
+/// One block cuts up the work of a step for all layers, and no launch reads the whole pool.
+#[test]
+fn a_step_is_scheduled_once() {
+    let kind = llama();
+    let pair = Pair::<f16>::new(&kind);
+    let mut cache = pair.model.cache(1000, 16).unwrap();
+    let prompt = tokens(0, 20);
+    let (_, rows) = pair.model.prefill(&mut cache, &[Prompt::causal(&prompt)]).unwrap();
+    let counters = Counters::of(|| {
+        pair.model.extend(&mut cache, &[(rows[0], &[1])]).unwrap();
+    });
+    if counters.is_none() {
+        return;
+    }
+    let text = lookback_device::emulator::counters().unwrap();
+    let all: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let number = |kernel: &str, path: &str| {
+        let kernels = all["kernels"].as_object().unwrap().iter().filter(|(name, _)| name.starts_with(kernel));
+        kernels.map(|(_, counters)| counters.pointer(path).and_then(serde_json::Value::as_u64).unwrap()).sum::<u64>()
+    };
+    assert_eq!(number("lean_plan", "/ctas"), 1);
+    assert!(number("lean_decode", "/ctas") > 0 && number("kv_append", "/ctas") > 0);
+    assert_eq!(number("attention_fwd", "/ctas"), 0);
+    // Keys and values of 21 tokens, of 2 heads of 16, in 2 layers; queries, schedule and tables are a rest of hundreds of bytes.
+    let keys = 21 * 2 * 16 * 2 * 2 * kind.0.layers as u64;
+    let read = number("lean_decode", "/global_loads/unique_bytes");
+    assert!((keys..2 * keys).contains(&read), "{read} bytes of {keys}");
 }
 
 #[test]

@@ -234,6 +234,7 @@ fn turned(machine: &Machine, quantum: u32) -> Option<Seen> {
         positions: None,
         starts: None,
         offset: 0,
+        frequencies: None,
     };
     let out = poison(machine, x.len());
     let ratio = 100_f64.powf(-2.0 / 32.0) * 2_f64.powi(64);

@@ -1,7 +1,7 @@
 use super::support::{Input, Layout, Output, address};
 use half::{bf16, f16};
 use lookback_device::{DType, Element, Error};
-use lookback_nn::rotary::{Grid, Inputs, Options, Plan, Shape, Stride, Style};
+use lookback_nn::rotary::{Grid, Inputs, Options, Plan, Shape, Stride, Style, turns};
 use lookback_reference::rotary::{self as oracle, Rotary};
 use lookback_suite::{
     buffer::{download, upload},
@@ -82,6 +82,7 @@ impl Case {
             positions: self.positions,
             starts: self.starts,
             offset: self.offset,
+            frequencies: None,
         }
     }
 }
@@ -177,7 +178,7 @@ fn rotary__far_positions_are_as_exact_as_near_ones() {
         let mut out = Output::<f32>::new(Layout::dense(tokens, head_dim));
         let options = Options::new(DType::F32, Style::Half, head_dim);
         let plan = Plan::new(&Shape::dense(1, tokens, 1, head_dim), &options, &device::info()).unwrap();
-        let inputs = Inputs { positions: Some(&positions_in), cu_seqlens: None };
+        let inputs = Inputs { positions: Some(&positions_in), ..Inputs::default() };
         plan.run(&device::stream(), &x_in.view(), inputs, &mut out.view_mut()).unwrap();
         device::finish();
         let worst = out.read().chunks_exact(head_dim).zip(&positions).fold(0.0_f64, |worst, (row, p)| {
@@ -205,9 +206,9 @@ fn rotary__back_and_forth_in_place() {
         let at = address(&x_in.view());
         // SAFETY: the tensor lives until the synchronisation below, and nothing else uses it; the last call is refused.
         let refused = unsafe {
-            there.run_raw(&device::stream(), at, 0, 0, at).unwrap();
-            back.run_raw(&device::stream(), at, 0, 0, at).unwrap();
-            there.run_raw(&device::stream(), at, 0, 0, at + 16)
+            there.run_raw(&device::stream(), at, 0, 0, 0, at).unwrap();
+            back.run_raw(&device::stream(), at, 0, 0, 0, at).unwrap();
+            there.run_raw(&device::stream(), at, 0, 0, 0, at + 16)
         };
         assert!(matches!(refused, Err(Error::Alias { a: "out", b: "x", .. })), "{refused:?}");
         device::finish();
@@ -260,17 +261,47 @@ fn rotary__bad_calls_are_refused() {
     let mut out = Output::<f32>::new(Layout::dense(24, 8));
     let (stream, starts) = (device::stream(), upload(&[0, 8]));
     let plan = Plan::new(&dense, &options, &info).unwrap();
-    let inputs = Inputs { cu_seqlens: Some(&starts), positions: None };
+    let inputs = Inputs { cu_seqlens: Some(&starts), ..Inputs::default() };
     let error = plan.run(&stream, &x.view(), inputs, &mut out.view_mut()).unwrap_err();
     assert!(matches!(error, Error::Shape { arg: "cu_seqlens", .. }), "{error}");
-    let inputs = Inputs { cu_seqlens: None, positions: Some(&starts) };
+    let inputs = Inputs { positions: Some(&starts), ..Inputs::default() };
     let error = plan.run(&stream, &x.view(), inputs, &mut out.view_mut()).unwrap_err();
     assert!(matches!(error, Error::Shape { arg: "positions", .. }), "{error}");
+    let table = upload(&[1_u64; 3]);
+    let inputs = Inputs { frequencies: Some(&table), ..Inputs::default() };
+    let error = plan.run(&stream, &x.view(), inputs, &mut out.view_mut()).unwrap_err();
+    assert!(matches!(error, Error::Shape { arg: "frequencies", .. }), "{error}");
     let packed = Plan::new(&Shape::packed(2, 8, 3, 8), &options, &info).unwrap();
     let error = packed.run(&stream, &x.view(), Inputs::default(), &mut out.view_mut()).unwrap_err();
     assert!(matches!(error, Error::Shape { arg: "cu_seqlens", .. }), "{error}");
     device::finish();
     assert!(out.read().iter().all(|v| v.is_nan()), "nothing may be written on an error");
+}
+
+/// Whole accesses and single elements, two axes, positions far out: angles are as good as those of the powers.
+#[test]
+fn rotary__frequencies_may_be_given() {
+    let radians: Vec<f64> = (0..16).map(|i| 0.9_f64.powi(i * i) / f64::from(1 + i % 3)).collect();
+    let table = upload(&radians.iter().map(|f| turns(*f)).collect::<Vec<u64>>());
+    let positions: &[i32] = &[0, 7, -3, 1 << 20, i32::MAX];
+    for style in [Style::Half, Style::Interleaved, Style::Cosine] {
+        for (gap, extents) in [(0, &[][..]), (1, &[]), (0, &[2, 3])] {
+            let head_dim = 16 * extents.len().max(1) * if style == Style::Cosine { 1 } else { 2 };
+            let case = Case { gap, extents, positions: Some(positions), ..case([1, 5, 3, head_dim], style) };
+            let rows = 15;
+            let wide = if style == Style::Cosine { 2 * head_dim } else { head_dim };
+            let x = Random::new(4).normals::<f32>(rows * head_dim);
+            let x_in = Input::<f32>::new(&x, Layout::dense(rows, head_dim).gap(gap));
+            let mut out = Output::<f32>::new(Layout::dense(rows, wide).gap(gap));
+            let plan = Plan::new(&case.shape([head_dim, wide]), &case.options(DType::F32), &device::info()).unwrap();
+            let at = upload(positions);
+            let inputs = Inputs { positions: Some(&at), frequencies: Some(&table), ..Inputs::default() };
+            plan.run(&device::stream(), &x_in.view(), inputs, &mut out.view_mut()).unwrap();
+            device::finish();
+            let rotary = Rotary { frequencies: Some(&radians), ..case.oracle() };
+            assert_close(&format!("{case:?}"), &out.read(), &oracle::forward(&rotary, &x), wide, Gate::F32);
+        }
+    }
 }
 
 fn streams<T: Element>() {

@@ -79,6 +79,34 @@ impl Settings {
         self.find(key).map(read).transpose()
     }
 
+    /// A number that must be there.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] ← it is missing, no number, or out of range.
+    pub fn wanted_number(&self, key: &str, range: RangeInclusive<f64>) -> Result<f64> {
+        self.number(key, range)?.ok_or_else(|| self.error(key, "is missing".into()))
+    }
+
+    /// A word, where the field is there and not null.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] ← it is something else.
+    pub fn word(&self, key: &str) -> Result<Option<&str>> {
+        self.find(key).map(|value| value.as_str().ok_or_else(|| self.fault(key, "a word", value))).transpose()
+    }
+
+    /// The fields of a field, where it is there and not null.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] ← it has none.
+    pub fn inner(&self, key: &str) -> Result<Option<Self>> {
+        let read = |value: &Value| {
+            let fields = value.as_object().ok_or_else(|| self.fault(key, "an object", value))?;
+            Ok(Self { path: self.path.clone(), fields: fields.clone() })
+        };
+        self.find(key).map(read).transpose()
+    }
+
     /// Yes or no, where the field is there and not null.
     ///
     /// # Errors
@@ -134,6 +162,8 @@ mod tests {
             (Some(0.5), Some(3.0))
         );
         assert_eq!((settings.flag("yes").unwrap(), settings.flag("no").unwrap()), (Some(true), None));
+        assert_eq!((settings.word("word").unwrap(), settings.word("words").unwrap()), (Some("silu"), None));
+        assert!(settings.inner("none").unwrap().is_none() && settings.inner("n").is_err());
         for key in ["none", "nothing", "word"] {
             settings.only(key, &[json!("silu")]).unwrap();
         }

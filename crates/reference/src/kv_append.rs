@@ -179,6 +179,7 @@ impl Append<'_> {
             positions: Some(&positions),
             starts: None,
             offset: 0,
+            frequencies: None,
         };
         rotary::forward(&rotary, k)
     }

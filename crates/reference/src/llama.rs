@@ -10,7 +10,7 @@ use crate::layers::{add, gated_unit, project, rms_norm};
 use crate::rotary::{Rotary, Style, forward as turn};
 
 /// Heads of softmax attention, and what they see.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Heads {
     /// Heads of queries.
     pub heads: usize,
@@ -22,6 +22,8 @@ pub struct Heads {
     pub base: f64,
     /// See `base`.
     pub rotary_dim: usize,
+    /// Angles of position 1, instead of the powers of `base`.
+    pub frequencies: Option<Vec<f64>>,
     /// Tokens before itself that a token sees; all of them without.
     pub window: Option<usize>,
 }
@@ -47,6 +49,7 @@ impl Heads {
                 positions: None,
                 starts: None,
                 offset: 0,
+                frequencies: self.frequencies.as_deref(),
             };
             turn(&rotary, x)
         };
@@ -59,6 +62,24 @@ impl Heads {
         let (q, k) = (turned(q, heads), turned(k, key_heads));
         attention::forward(&shape, &Inputs { q: &q, k: &k, v }).o
     }
+}
+
+/// Angles of position 1 of LLaMA 3.1: wavelengths above `original / low` are `factor` times longer than `base` says, those below
+/// `original / high` stay, and between them frequencies are mixed by how many of theirs fit into `original` positions.
+pub fn llama3_frequencies(base: f64, dim: usize, factor: f64, [low, high]: [f64; 2], original: f64) -> Vec<f64> {
+    let scaled = |i: usize| {
+        let frequency = base.powf(-2.0 * i as f64 / dim as f64);
+        let wavelength = 2.0 * std::f64::consts::PI / frequency;
+        if wavelength < original / high {
+            return frequency;
+        }
+        if wavelength > original / low {
+            return frequency / factor;
+        }
+        let smooth = (original / wavelength - low) / (high - low);
+        (1.0 - smooth) * frequency / factor + smooth * frequency
+    };
+    (0..dim / 2).map(scaled).collect()
 }
 
 /// A matrix `[outputs,inputs]`, and what is added to each output.
@@ -101,7 +122,7 @@ pub struct Model {
 impl Model {
     /// Logits after every token, `[T,vocabulary]`, where the first `prefix` tokens see one another.
     pub fn logits(&self, tokens: &[usize], prefix: usize) -> Vec<f64> {
-        let Self { heads, width, eps, .. } = *self;
+        let Self { ref heads, width, eps, .. } = *self;
         let mut x: Vec<f64> = tokens.iter().flat_map(|id| &self.embedding[id * width..][..width]).copied().collect();
         for layer in &self.layers {
             let normed = rms_norm(&x, width, &layer.norm, eps);
@@ -120,7 +141,8 @@ impl Model {
 mod tests {
     use super::*;
 
-    const HEADS: Heads = Heads { heads: 2, key_heads: 1, head_dim: 2, base: 1e4, rotary_dim: 2, window: None };
+    const HEADS: Heads =
+        Heads { heads: 2, key_heads: 1, head_dim: 2, base: 1e4, rotary_dim: 2, frequencies: None, window: None };
 
     #[test]
     fn equal_scores_average_what_is_seen() {
@@ -134,6 +156,16 @@ mod tests {
         assert_eq!(first(HEADS, 0), [1.0, 2.0, 4.0, 4.0]);
         assert_eq!(first(HEADS, 3), [4.0, 4.0, 4.0, 4.0]);
         assert_eq!(first(Heads { window: Some(1), ..HEADS }, 0), [1.0, 2.0, 5.5, 6.0]);
+    }
+
+    #[test]
+    fn wavelengths_are_stretched_where_they_are_long() {
+        let wide = llama3_frequencies(1e6, 8, 2.0, [1.0, 4.0], 100.0);
+        // Wavelengths 6.3, 199, 6283 and 198692.
+        assert_eq!((wide[0], wide[3]), (1.0, 0.5 * 1e6_f64.powf(-0.75)));
+        let mixed = llama3_frequencies(1e6, 8, 2.0, [0.25, 0.75], 100.0)[1];
+        let smooth = (100.0 / (2.0 * std::f64::consts::PI * 1e6_f64.powf(0.25)) - 0.25) / 0.5;
+        assert!((mixed * 1e6_f64.powf(0.25) - (0.5 + 0.5 * smooth)).abs() < 1e-12 && smooth > 0.1 && smooth < 0.9);
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub struct Rotary<'a> {
     pub starts: Option<&'a [i32]>,
     /// Position of a sequence's first token, where positions are not given.
     pub offset: i32,
+    /// Angles of position 1 on an axis, instead of the powers of `base`.
+    pub frequencies: Option<&'a [f64]>,
 }
 
 impl Rotary<'_> {
@@ -58,7 +60,8 @@ impl Rotary<'_> {
 
     /// Angle `i` of a token.
     fn angle(&self, position: i64, i: usize) -> f64 {
-        let theta = |i: usize| self.base.powf(-2.0 * i as f64 / self.theta_dim as f64);
+        let power = |i: usize| self.base.powf(-2.0 * i as f64 / self.theta_dim as f64);
+        let theta = |i: usize| self.frequencies.map_or_else(|| power(i), |frequencies| frequencies[i]);
         if self.extents.is_empty() {
             return position as f64 * theta(i);
         }
@@ -142,6 +145,7 @@ mod tests {
         positions: None,
         starts: None,
         offset: 0,
+        frequencies: None,
     };
 
     fn close(a: &[f64], b: &[f64]) {
@@ -162,6 +166,8 @@ mod tests {
         let cosine = Rotary { style: Style::Cosine, head_dim: 2, rotary_dim: 2, ..ROTARY };
         close(&forward(&cosine, &[0.0, 0.0, 0.0, 0.0, 1.0, 3.0])[8..], &[c, 3.0 * c10, s, 3.0 * s10]);
         let cut = Rotary { starts: Some(&[0, 2, 3]), offset: 7, ..ROTARY };
+        let given = Rotary { frequencies: Some(&[0.5, 0.0]), ..ROTARY };
+        close(&forward(&given, &all)[8..], &[1_f64.cos(), 0.0, 1_f64.sin(), 2.0]);
         close(&forward(&cut, &all)[8..], &forward(&Rotary { positions: Some(&[0, 0, 7]), ..ROTARY }, &all)[8..]);
     }
 

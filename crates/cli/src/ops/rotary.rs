@@ -130,6 +130,7 @@ fn run<T: Element>(session: &Session, inputs: &Inputs, backwards: bool) -> Resul
     let given = rotary::Inputs {
         positions: positions.as_ref().map(|p| p as &dyn DevicePtr<i32>),
         cu_seqlens: starts.as_ref().map(|s| s as &dyn DevicePtr<i32>),
+        frequencies: None,
     };
     let width = if options.style == Style::Cosine && !backwards { 2 * shape.head_dim } else { shape.head_dim };
     let extents = [shape.batch, shape.tokens, shape.heads, width];
@@ -160,6 +161,7 @@ fn reference(inputs: &Inputs, backwards: bool) -> Result<Vec<f64>> {
         positions: positions.as_deref(),
         starts: starts.as_deref(),
         offset: options.offset,
+        frequencies: None,
     };
     Ok(if backwards {
         oracle::backward(&rotary, &inputs.tensor("dout")?.to_f64())

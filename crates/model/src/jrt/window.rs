@@ -202,7 +202,7 @@ impl<T: Element> Window<T> {
         let Work { width, projected, turned, o, slots, .. } = work;
         // q, k, v = W x, q and k turned
         work.projection.run(stream, normed, &self.projection, param(&self.bias), projected)?;
-        let at = rotary::Inputs { positions: tokens.positions.map(|at| at as _), cu_seqlens: None };
+        let at = rotary::Inputs { positions: tokens.positions.map(|at| at as _), ..Default::default() };
         work.rotary.run(stream, projected, at, turned)?;
         let (q, k, v) = (turned.slice(..), turned.slice(*width..), projected.slice(2 * *width..));
         let kept = append::Outputs::Same { k: &mut carry.k, v: &mut carry.v };

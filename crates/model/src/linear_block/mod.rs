@@ -106,7 +106,7 @@ impl<T: Element> Layer<T> for LinearAttentionBlock<T> {
         }
         // q, k turned by their positions
         if let Some(turned) = positions {
-            let at = rotary::Inputs { positions: tokens.positions.map(|at| at as _), cu_seqlens: None };
+            let at = rotary::Inputs { positions: tokens.positions.map(|at| at as _), ..Default::default() };
             turned.turn_q.run(stream, &queries, at, &mut turned.q)?;
             turned.turn_k.run(stream, &keys, at, &mut turned.k)?;
             (queries, keys) = (turned.q.slice(..), turned.k.slice(..));

@@ -1,5 +1,6 @@
 //! Sizes and choices of a LLaMA-style model.
 
+use super::Rope;
 use crate::settings::Settings;
 use lookback_device::{Error, Result};
 use serde_json::json;
@@ -28,6 +29,8 @@ pub struct Config {
     pub inner: usize,
     /// Base of the rotary angles, `rope_theta`.
     pub rope_base: f64,
+    /// What became of the angles, `rope_scaling`.
+    pub rope: Rope,
     /// Added to mean squares, `rms_norm_eps`.
     pub eps: f32,
     /// Tokens before itself that a token sees: one less than `sliding_window`, which counts the token. All of them without.
@@ -46,6 +49,7 @@ impl Config {
             head_dim: width / heads.max(1),
             inner,
             rope_base: 1e4,
+            rope: Rope::Plain,
             eps: 1e-5,
             window: None,
         }
@@ -55,7 +59,7 @@ impl Config {
     ///
     /// # Errors
     /// [`Error::Weights`] ← the file cannot be read; or names the field that is missing, unreadable, or that would make another model of
-    /// it: scaled rotary positions, another activation, biases of the gated unit, windows in some layers only.
+    /// it: angles that were stretched in another way than [`Rope`] has, another activation, biases of the gated unit, windows in some layers only.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::read(&Settings::open(path)?)
     }
@@ -72,7 +76,6 @@ impl Config {
         let size = |key| settings.wanted_size(key);
         settings.only("hidden_act", &[json!("silu"), json!("swish")])?;
         settings.only("mlp_bias", &[json!(false)])?;
-        settings.only("rope_scaling", &[])?;
         settings.only("partial_rotary_factor", &[json!(1.0), json!(1)])?;
         let layers = size("num_hidden_layers")?;
         let plain = Self::new(
@@ -82,6 +85,11 @@ impl Config {
             size("num_attention_heads")?,
             size("intermediate_size")?,
         );
+        // Newer files have all of the rotary angles in one place.
+        let rope = settings.inner("rope_parameters")?;
+        let rope = if rope.is_some() { rope } else { settings.inner("rope_scaling")? };
+        let base = settings.number("rope_theta", 1.0..=1e12)?;
+        let inner_base = rope.as_ref().map(|rope| rope.number("rope_theta", 1.0..=1e12)).transpose()?.flatten();
         let eps = settings.number("rms_norm_eps", 0.0..=1.0)?;
         // Qwen2 names a window and says beside it whether it is used.
         let window = match settings.flag("use_sliding_window")? {
@@ -94,7 +102,8 @@ impl Config {
         Ok(Self {
             key_heads: settings.size("num_key_value_heads")?.unwrap_or(plain.heads),
             head_dim: settings.size("head_dim")?.unwrap_or(plain.head_dim),
-            rope_base: settings.number("rope_theta", 1.0..=1e12)?.unwrap_or(plain.rope_base),
+            rope_base: base.or(inner_base).unwrap_or(plain.rope_base),
+            rope: rope.as_ref().map(Rope::read).transpose()?.unwrap_or_default(),
             eps: eps.map_or(plain.eps, |eps| eps as f32),
             window: window.map(|window| window - 1),
             ..plain
@@ -153,7 +162,7 @@ mod tests {
     fn read(more: &str) -> Result<Config> {
         let text = format!(
             r#"{{"vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4,
-                "intermediate_size": 96, "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_scaling": null{more}}}"#
+                "intermediate_size": 96, "hidden_act": "silu", "rms_norm_eps": 1e-6{more}}}"#
         );
         Config::from_json("config.json", &text)
     }
@@ -167,6 +176,9 @@ mod tests {
         let wanted = Config { key_heads: 2, head_dim: 24, rope_base: 5e5, window: Some(31), ..plain };
         assert_eq!(read(more).unwrap(), wanted);
         assert_eq!((wanted.queries(), wanted.keys(), wanted.projected()), (96, 48, 192));
+        let newer =
+            r#", "rope_scaling": null, "rope_parameters": {"rope_theta": 500.0, "rope_type": "linear", "factor": 2}"#;
+        assert_eq!(read(newer).unwrap(), Config { rope_base: 500.0, rope: Rope::Linear { factor: 2.0 }, ..plain });
         let unused = r#", "sliding_window": 32, "use_sliding_window": false, "max_window_layers": 2"#;
         assert_eq!(read(unused).unwrap(), plain);
     }
@@ -174,7 +186,8 @@ mod tests {
     #[test]
     fn fields_that_make_another_model_are_refused_by_name() {
         for (more, key) in [
-            (r#", "rope_scaling": {"rope_type": "llama3"}"#, "rope_scaling"),
+            (r#", "rope_scaling": {"rope_type": "yarn"}"#, "rope_type"),
+            (r#", "rope_scaling": "twice""#, "rope_scaling"),
             (r#", "mlp_bias": true"#, "mlp_bias"),
             (r#", "partial_rotary_factor": 0.5"#, "partial_rotary_factor"),
             (r#", "sliding_window": 8, "use_sliding_window": true, "max_window_layers": 2"#, "max_window_layers"),

@@ -37,17 +37,20 @@
 mod cache;
 mod config;
 mod pass;
+mod rope;
 mod weights;
 
 pub use cache::Cache;
 pub use config::Config;
 pub use lookback_decode::pages::Sequence;
+pub use rope::Rope;
 
 use crate::checkpoint::Checkpoint;
 use crate::decoder::{Frame, FrameNames, check_rows};
 use crate::ends::Ends;
-use cudarc::driver::CudaStream;
-use lookback_device::{DeviceInfo, Element, Error, Result};
+use cudarc::driver::{CudaSlice, CudaStream};
+use lookback_device::{DeviceInfo, Element, Error, Result, driver};
+use lookback_nn::rotary;
 use pass::{Batch, Pass, Places, Seen, Sizes};
 use std::sync::Arc;
 use weights::Layer;
@@ -63,6 +66,8 @@ pub struct Llama<T> {
     config: Config,
     ends: Ends<T>,
     layers: Vec<Layer<T>>,
+    /// Of the rotary angles, where they are not the powers of their base.
+    frequencies: Option<CudaSlice<u64>>,
 }
 
 /// A sequence's first tokens.
@@ -98,12 +103,16 @@ impl<T: Element> Llama<T> {
     /// errors of the driver.
     pub fn load(stream: &Arc<CudaStream>, file: &Checkpoint, config: &Config) -> Result<Self> {
         config.check()?;
+        let frequencies = config.rope.frequencies(config.rope_base, config.head_dim);
+        let turns = frequencies.map(|radians| radians.into_iter().map(rotary::turns).collect::<Vec<u64>>());
+        let turns = turns.map(|turns| stream.clone_htod(&turns)).transpose();
         Ok(Self {
             device: DeviceInfo::of(stream.context())?,
             stream: stream.clone(),
             config: *config,
             ends: Ends::load(stream, file, &config.frame(), &NAMES)?,
             layers: (0..config.layers).map(|layer| Layer::load(stream, file, config, layer)).collect::<Result<_>>()?,
+            frequencies: turns.map_err(|e| driver(e, "copy frequencies"))?,
         })
     }
 

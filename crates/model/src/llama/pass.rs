@@ -268,7 +268,11 @@ impl<T: Element> Pass<T> {
             let bias = layer.bias.as_ref().map_or(Param::None, |bias| Param::F32(bias));
             self.projection.run(stream, normed, &layer.projection, bias, projected)?;
             // q, k turned by their positions; k, v kept
-            let inputs = rotary::Inputs { positions: Some(&positions), cu_seqlens: None };
+            let inputs = rotary::Inputs {
+                positions: Some(&positions),
+                cu_seqlens: None,
+                frequencies: model.frequencies.as_ref().map(|f| f as _),
+            };
             self.rotary.run(stream, projected, inputs, turned)?;
             let (q, k) = (turned.slice(..), turned.slice(model.config.queries()..));
             let v = projected.slice(model.config.queries() + model.config.keys()..);

@@ -44,6 +44,13 @@ pub struct Inputs<'a> {
     /// `[sequences + 1]` of a packed shape: where each sequence begins, from 0 on, and the end of the last. Tokens behind that end
     /// count as one sequence more. Not needed where positions are given.
     pub cu_seqlens: Option<&'a dyn DevicePtr<i32>>,
+    /// As many as an axis has angles: how far a position turns each, see [`turns`]. Absent means the powers of [`Options::base`].
+    pub frequencies: Option<&'a dyn DevicePtr<u64>>,
+}
+
+/// A frequency as [`Inputs::frequencies`] has it, from radians a position: a fraction of a turn, in units of `2^-64` turns.
+pub fn turns(radians: f64) -> u64 {
+    ((radians / std::f64::consts::TAU).rem_euclid(1.0) * 2_f64.powi(64)) as u64
 }
 
 /// How a launch is cut up.
@@ -139,6 +146,10 @@ impl Plan {
         Strided::dense([1, 1, self.shape.batch], self.shape.tokens, 4)
     }
 
+    fn frequencies(&self) -> Strided {
+        Strided::dense([1; 3], self.options.turned().min(self.options.axis_turned()), 8)
+    }
+
     fn starts(&self) -> Strided {
         self.shape.packed.map_or(Strided::NONE, |sequences| Strided::dense([1; 3], sequences + 1, 4))
     }
@@ -156,7 +167,7 @@ impl Plan {
     /// an input. Nothing is written on these.
     ///
     /// # Numerics
-    /// Angles within `2^-59 position` turns, then `f32`; products in `f32`, rounded once.
+    /// Angles within `2^-59 position` turns, or exactly what a table says, then `f32`; products in `f32`, rounded once.
     ///
     /// # Determinism
     /// Bitwise.
@@ -175,18 +186,22 @@ impl Plan {
         if let Some(starts) = inputs.cu_seqlens {
             check::length(OP, "cu_seqlens", self.starts().span(), starts.len())?;
         }
+        if let Some(frequencies) = inputs.frequencies {
+            check::length(OP, "frequencies", self.frequencies().span(), frequencies.len())?;
+        }
         check::length(OP, "out", self.out.span(), out.len())?;
         let (x, _x) = x.device_ptr(stream);
         let (positions, _positions) = memory::input(inputs.positions, stream);
         let (starts, _starts) = memory::input(inputs.cu_seqlens, stream);
+        let (frequencies, _frequencies) = memory::input(inputs.frequencies, stream);
         let (out, _out) = out.device_ptr_mut(stream);
         // SAFETY: the slices live on the stream's context, have the elements that the plan reaches, and their guards are held
         // until the launch is queued.
-        unsafe { self.run_raw(stream, x, positions, starts, out) }
+        unsafe { self.run_raw(stream, x, positions, starts, frequencies, out) }
     }
 
-    /// As [`run`](Self::run) on device addresses; `positions` and `cu_seqlens` may be 0 for absent. Here `out` may be `x` itself where
-    /// both have the same width and strides; elements that do not turn are then left alone.
+    /// As [`run`](Self::run) on device addresses; `positions`, `cu_seqlens` and `frequencies` may be 0 for absent. Here `out` may be `x`
+    /// itself where both have the same width and strides; elements that do not turn are then left alone.
     ///
     /// # Errors
     /// [`Error::Align`](crate::Error::Align), [`Error::Alias`](crate::Error::Alias), and those of [`launch`].
@@ -200,6 +215,7 @@ impl Plan {
         x: CUdeviceptr,
         positions: CUdeviceptr,
         cu_seqlens: CUdeviceptr,
+        frequencies: CUdeviceptr,
         out: CUdeviceptr,
     ) -> Result<()> {
         let Shape { batch, tokens, heads, head_dim, .. } = self.shape;
@@ -207,12 +223,16 @@ impl Plan {
             check::given(OP, "cu_seqlens", self.shape.packed.is_some(), cu_seqlens != 0)?;
         }
         let here = |address: CUdeviceptr, tensor: Strided| {
-            if address == 0 { Strided { size: 4, ..Strided::NONE } } else { tensor }
+            if address == 0 { Strided { size: tensor.size, ..Strided::NONE } } else { tensor }
         };
         let (positions_rows, starts_rows) = (here(positions, self.positions()), here(cu_seqlens, self.starts()));
+        let table = here(frequencies, self.frequencies());
         let (x_at, out_at): (Placed<'_>, Placed<'_>) = (("x", x, &self.x), ("out", out, &self.out));
-        let small: [Placed<'_>; 2] =
-            [("positions", positions, &positions_rows), ("cu_seqlens", cu_seqlens, &starts_rows)];
+        let small: [Placed<'_>; 3] = [
+            ("positions", positions, &positions_rows),
+            ("cu_seqlens", cu_seqlens, &starts_rows),
+            ("frequencies", frequencies, &table),
+        ];
         for placed in [x_at, out_at].iter().chain(&small) {
             strided::address(OP, *placed, false)?;
         }
@@ -252,6 +272,7 @@ impl Plan {
             p_x: x,
             p_positions: positions,
             p_cu_seqlens: cu_seqlens,
+            p_frequencies: frequencies,
             p_out: out,
             tokens: tokens as u32,
             sequences: self.shape.packed.unwrap_or(0) as u32,
@@ -320,6 +341,15 @@ mod tests {
         assert_eq!(fraction(1.0), u64::MAX);
         assert_eq!(fraction(0.5), 1 << 63);
         assert_eq!(fraction(0.0), 0);
+    }
+
+    #[test]
+    fn turns_are_fractions_of_a_turn() {
+        assert_eq!(turns(std::f64::consts::PI), 1 << 63);
+        assert_eq!((turns(0.0), turns(f64::NAN)), (0, 0));
+        // One radian, and one less than a whole turn.
+        assert!(turns(1.0).abs_diff(0x28BE_60DB_9391_054A) < 1 << 12);
+        assert!((turns(1.0).wrapping_add(turns(-1.0)) as i64).unsigned_abs() < 1 << 12);
     }
 
     #[test]
