@@ -1,3 +1,4 @@
 //! Sequences that are dealt to several ranks, each a thread with its own stream on the same device.
 mod attention;
 pub mod case;
+mod faults;

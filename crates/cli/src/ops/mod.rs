@@ -20,6 +20,7 @@ mod log_cumsum_exp;
 mod pool;
 mod producer_scan;
 mod residual_norm;
+mod ring_attention;
 mod rms_norm;
 mod rotary;
 mod short_convolution;
@@ -40,6 +41,7 @@ pub static ALL: &[&Operation] = &[
     &producer_scan::GATED_SSM_BACKWARD,
     &producer_scan::RG_LRU,
     &producer_scan::RG_LRU_BACKWARD,
+    &ring_attention::RING_ATTENTION,
     &linear_attention::LINEAR_ATTENTION,
     &linear_attention::backward::LINEAR_ATTENTION_BACKWARD,
     &linear_attention_step::LINEAR_ATTENTION_STEP,

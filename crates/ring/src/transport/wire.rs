@@ -115,8 +115,11 @@ impl Wire {
     /// Puts what came where it is looked for.
     fn sort(&mut self, from: usize, event: Event) {
         match event {
+            // Passed on, so that no peer sees this rank leave before it has heard why.
             Event::Frame(Frame { kind: Kind::Abort { culprit, step, fault }, .. }) => {
-                self.failed.get_or_insert((culprit, step, fault));
+                if self.failed.is_none() {
+                    self.blame(culprit as usize, step, fault, Instant::now());
+                }
             }
             // Where no thread of its own answers, the rank does when it looks.
             Event::Frame(Frame { kind: Kind::Ping, .. }) => self.send(from, Frame::empty(Kind::Pong)),
