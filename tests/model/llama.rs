@@ -120,6 +120,12 @@ fn reference((config, extras): &(Config, Extras), draft: &Draft) -> Model {
     }
 }
 
+/// A small model's file.
+pub fn small<T: Element>() -> (Config, Draft) {
+    let kind = llama();
+    (kind.0, draft::<T>(&kind))
+}
+
 /// A model on the device and its reference.
 struct Pair<T: Element> {
     model: Llama<T>,

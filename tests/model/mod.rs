@@ -14,5 +14,6 @@ mod mamba2;
 mod minilm;
 mod modes;
 mod packed;
+mod shards;
 mod support;
 mod tpe;
