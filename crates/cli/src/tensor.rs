@@ -100,6 +100,12 @@ impl Tensor {
         Self { kind: Kind::E4m3, shape: shape.to_vec(), bytes }
     }
 
+    /// Codes of a cache as a kernel left them.
+    pub fn written_codes(shape: &[usize], codes: &[u8]) -> Self {
+        let codes = &codes[..codes.len().min(shape.iter().product())];
+        Self { kind: Kind::E4m3, shape: shape.to_vec(), bytes: codes.to_vec() }
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.shape.iter().product()

@@ -13,10 +13,12 @@ mod gated_scan;
 mod gemm;
 mod head_scale;
 mod inputs;
+mod kv_append;
 mod lean_decode;
 mod linear_attention;
 mod linear_attention_step;
 mod log_cumsum_exp;
+mod merge_states;
 mod pool;
 mod producer_scan;
 mod residual_norm;
@@ -54,7 +56,9 @@ pub static ALL: &[&Operation] = &[
     &log_cumsum_exp::BACKWARD,
     &log_cumsum_exp::LIGHT_NET_GATES,
     &log_cumsum_exp::LIGHT_NET_GATES_BACKWARD,
+    &merge_states::MERGE_STATES,
     &lean_decode::LEAN_DECODE,
+    &kv_append::KV_APPEND,
     &gemm::GEMM,
     &rms_norm::RMS_NORM,
     &residual_norm::RESIDUAL_NORM,
