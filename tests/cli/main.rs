@@ -7,5 +7,6 @@ mod files;
 mod gated_scan;
 #[cfg(target_os = "linux")]
 mod launch;
+mod lean_decode;
 mod linear_attention;
 mod listing;

@@ -15,6 +15,8 @@ mod kernel_oracle;
 mod layout;
 mod limits;
 mod oracle;
+mod plan_mutants;
+mod properties;
 mod protocol;
 mod schedule;
 mod strides;

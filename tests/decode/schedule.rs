@@ -5,20 +5,24 @@ use super::{
     layout::{self, Request, Row},
 };
 use half::bf16;
-use lookback_decode::Tuning;
+use lookback_decode::{Lengths, MAX_KEYS, Tuning};
 use lookback_device::Error;
 use lookback_reference::lean_decode::{
     schedule::{Cut, Schedule, Tiles},
     within,
 };
-use lookback_suite::random::Random;
+use lookback_suite::{
+    buffer::{download, upload},
+    device,
+    random::Random,
+};
 
 /// Words of the header, less what the model does not say.
-const HEADER: usize = 16;
-const STATUS: usize = 5;
+pub const HEADER: usize = 16;
+pub const STATUS: usize = 5;
 
 /// The model's schedule, and its words.
-fn model(case: &Case, tables: &Tables) -> (Schedule, Vec<u32>) {
+pub fn model(case: &Case, tables: &Tables) -> (Schedule, Vec<u32>) {
     let x = tables.reference(case);
     let plan = case.plan(tables);
     let policy = plan.policy();
@@ -127,7 +131,7 @@ fn lean_plan_clamps_hostile_lengths_and_says_so() {
         let mut on = On::<bf16>::new(case, &tables, &data);
         let got = on.schedule();
         assert_eq!((got[..STATUS].to_vec(), got[STATUS]), (want[..STATUS].to_vec(), bit), "{arg}: {tables:?}");
-        let stream = lookback_suite::device::stream();
+        let stream = device::stream();
         let error = on.plan.status(&stream, &mut on.schedule).expect_err(arg);
         assert!(matches!(error, Error::Masked { arg: a, .. } if a == arg), "{error}");
         assert!(on.plan.status(&stream, &mut on.schedule).is_ok(), "told once");
@@ -171,4 +175,32 @@ fn lean_plan_shares_differ_by_one_tile() {
         let least = tiles.checked_div(blocks).unwrap_or(0);
         assert!(shares.iter().all(|share| *share == least || *share == least + 1), "{shares:?}");
     }
+}
+
+/// Six hundred requests of 2^28 keys: their tiles, which 31 bits cannot count.
+pub fn too_many() -> Case {
+    let keys = MAX_KEYS;
+    Case { heads: 1, key_heads: 1, head_dim: 8, value_dim: 8, kind: Kind::Dense(keys), ..Case::new(&vec![keys; 600]) }
+}
+
+#[test]
+fn lean_plan_refuses_more_tiles_than_it_counts() {
+    let case = too_many();
+    let tables = Tables::new(&case);
+    let plan = case.plan(&tables);
+    let stream = device::stream();
+    let mut schedule = lookback_decode::Schedule::new(&stream, plan.schedule_bytes()).expect("memory");
+    let kv_len = upload(&tables.kv_len);
+    plan.schedule(&stream, &Lengths::dense(&kv_len), &mut schedule).expect("good");
+    device::finish();
+    let words = download(schedule.slice());
+    assert!(words[..16].iter().all(|byte| *byte == 0), "nobody has work");
+    let error = plan.status(&stream, &mut schedule).expect_err("too many");
+    assert!(error.to_string().contains("2^31 tiles"), "{error}");
+    // Half of them are as many as there may be.
+    let kv_len = upload(&vec![MAX_KEYS as i32; 300].into_iter().chain([0; 300]).collect::<Vec<_>>());
+    plan.schedule(&stream, &Lengths::dense(&kv_len), &mut schedule).expect("good");
+    plan.status(&stream, &mut schedule).expect("within 31 bits");
+    let words: Vec<u32> = download(schedule.slice()).chunks_exact(4).map(bytemuck::pod_read_unaligned).collect();
+    assert_eq!(words[0] as usize, 300 * MAX_KEYS / 64 + 300);
 }

@@ -271,6 +271,10 @@ impl Plan {
         seen.min(self.capacity()) as u64
     }
 
+    fn all_keys_read(&self, lengths: &[usize]) -> u64 {
+        lengths.iter().map(|len| self.keys_read(*len)).fold(0, u64::saturating_add)
+    }
+
     /// Bytes that must cross the memory bus at least when requests have these lengths: visible keys and values with their scales,
     /// queries, outputs. Lists are taken as full.
     pub fn bytes_moved(&self, lengths: &[usize]) -> u64 {
@@ -279,17 +283,19 @@ impl Plan {
         let scales = if self.options.cache == CacheType::E4m3(Scales::Token) { 8 } else { 0 };
         let listed = if self.options.list.is_some() { 4 } else { 0 };
         let key = layout.k.size * (head_dim + value_dim) as u64 + scales + listed;
-        let keys: u64 = lengths.iter().map(|len| self.keys_read(*len)).sum();
-        let queries = (self.shape.query_len * self.shape.heads) as u64;
-        let logits = if self.options.logits.is_some() { 4 * keys * queries } else { 0 };
-        keys * key_heads as u64 * key + layout.q.bytes() + layout.o.bytes() + layout.lse.bytes() + logits
+        let keys = self.all_keys_read(lengths);
+        let queries = (self.shape.query_len as u64).saturating_mul(self.shape.heads as u64);
+        let logits = if self.options.logits.is_some() { 4_u64.saturating_mul(keys).saturating_mul(queries) } else { 0 };
+        let vectors = [&layout.q, &layout.o, &layout.lse].map(Strided::bytes);
+        let cache = keys.saturating_mul(key_heads as u64).saturating_mul(key);
+        vectors.into_iter().fold(cache.saturating_add(logits), u64::saturating_add)
     }
 
     /// Floating-point operations of the two products when requests have these lengths.
     pub fn flops(&self, lengths: &[usize]) -> u64 {
         let Shape { query_len, heads, head_dim, value_dim, .. } = self.shape;
-        let keys: u64 = lengths.iter().map(|len| self.keys_read(*len)).sum();
-        2 * keys * (query_len * heads) as u64 * (head_dim + value_dim) as u64
+        let pairs = self.all_keys_read(lengths).saturating_mul(query_len as u64).saturating_mul(heads as u64);
+        pairs.saturating_mul(2 * (head_dim + value_dim) as u64)
     }
 }
 
