@@ -52,6 +52,7 @@ pub static ALL: &[&Operation] = &[
     &flow_attention::FLOW_ATTENTION,
     &flow_attention::FLOW_ATTENTION_BACKWARD,
     &attention::ATTENTION,
+    &attention::backward::ATTENTION_BACKWARD,
     &log_cumsum_exp::FORWARD,
     &log_cumsum_exp::BACKWARD,
     &log_cumsum_exp::LIGHT_NET_GATES,

@@ -1,5 +1,6 @@
 //! `attention`.
 
+pub mod backward;
 mod cases;
 pub mod setting;
 
