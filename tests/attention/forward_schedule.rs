@@ -64,6 +64,43 @@ fn forward_rows_do_not_depend_on_their_neighbours() {
     assert_eq!(out.lse, all.lse[70..220]);
 }
 
+/// What is not finite reaches the rows that see it, and, in a value, those that are multiplied together with these: nothing else changes.
+#[test]
+fn forward_nan_reaches_who_sees_it() {
+    for (dim, rows, keys) in [(64, 32, 64), (192, 16, 32)] {
+        let case = Case { right: 3, ..Case::causal(150, 200, 1, dim, dim) };
+        let data = Data::new::<f16>(&case, 9);
+        let clean = run::<f16>(&case, &data);
+        let poison = |tensor: usize, at: usize| {
+            let mut data = data.clone();
+            [&mut data.q, &mut data.k, &mut data.v][tensor][at * dim + 5] = [f64::NAN, f64::INFINITY][at % 2];
+            run::<f16>(&case, &data)
+        };
+        for key in [0, 77, 130, 199] {
+            let (k, v) = (poison(1, key), poison(2, key));
+            for row in 0..150 {
+                let [clean, k, v] = [&clean, &k, &v].map(|out| (&out.o[row * dim..][..dim], out.lse[row]));
+                let sees = key <= row + 53;
+                // The last row of those that a warp multiplies, and the first key of a tile.
+                let shares = key / keys * keys <= (row / rows * rows + rows - 1).min(149) + 53;
+                if key % 2 == 0 {
+                    assert_eq!(k.0.iter().all(|o| o.is_nan()), sees, "key {key}, row {row}");
+                }
+                assert!(sees || k == clean, "key {key} is hidden from row {row}");
+                assert!(!sees || !v.0[5].is_finite(), "value {key}, row {row}");
+                assert!(shares || v == clean, "value {key} is far from row {row}");
+                assert!(
+                    (0..dim).filter(|c| *c != 5).all(|c| v.0[c] == clean.0[c]) && v.1 == clean.1,
+                    "value {key}, row {row}"
+                );
+            }
+        }
+        let q = poison(0, 40);
+        assert!(q.o[40 * dim..][..dim].iter().all(|o| o.is_nan()) && q.lse[40].is_nan());
+        assert!(q.o[..40 * dim] == clean.o[..40 * dim] && q.o[41 * dim..] == clean.o[41 * dim..]);
+    }
+}
+
 /// Tensor cores that cut the low bits of sums off, as those of Hopper do.
 #[test]
 fn forward_holds_its_gates_with_sums_cut_off() {
