@@ -228,7 +228,7 @@ fn forward_every_seeded_mistake_is_caught() {
             0,
             WrongResult,
         ),
-        ("setp.gt.u32 %is_in, %channels, 40;", "setp.ge.u32 %is_in, %channels, 40;", 1, Something),
+        ("setp.gt.u32 %is_in, %channels, 40;", "setp.ge.u32 %is_in, %channels, 40;", 2, Something),
     ];
     let missed = mutants.iter().filter_map(|(from, to, nth, want)| {
         let (is_caught, all) = seen(kernel, &trials, (from, to, *nth), *want);
