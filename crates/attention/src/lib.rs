@@ -11,7 +11,8 @@
 //!   the kernel is loaded, by a first run, both can be captured into a graph and replayed (`run` with cudarc's event tracking off, since
 //!   waiting for another stream's event ends a capture);
 //! * [`attention`] allocates its outputs, for trying things out;
-//! * [`merge`] merges states that are in memory.
+//! * [`BackwardPlan`] and [`attention_backward`] are the same for the gradients;
+//! * [`merge`] merges states that are in memory; [`check`] looks at starts and lists on the host.
 //!
 //! Elements are f16 or bf16, sums and `lse` f32. On an error nothing is launched and nothing written.
 //!
