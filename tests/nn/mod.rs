@@ -17,6 +17,7 @@ mod modes;
 mod mutants;
 mod pool;
 mod residual_norm;
+mod residual_norm_backward;
 mod rms_norm;
 mod rotary;
 mod short_convolution;

@@ -3,6 +3,10 @@
 //! One launch does what stands between two mixers: the sum, kept in `f32`, and the next mixer's input in the activations' type. With
 //! [`Options::post`] the normed row is what goes on, as in models that norm after the sum.
 
+mod backward;
+
+pub use backward::{BackwardAddresses, BackwardInputs, BackwardOutputs, BackwardPlan, BackwardShape};
+
 use crate::{
     check::{self, Placed, Rows},
     memory,
@@ -86,6 +90,14 @@ pub struct Addresses {
     pub out: CUdeviceptr,
 }
 
+/// What is added to a mean of squares is finite and not negative.
+fn check_eps(eps: f32) -> Result<()> {
+    if eps >= 0.0 && eps.is_finite() {
+        return Ok(());
+    }
+    Err(Error::Range { op: OP, arg: "eps", at: None, lo: 0, hi: i64::MAX, got: eps as i64 })
+}
+
 /// A checked norm.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -104,9 +116,7 @@ impl Plan {
     pub fn new(shape: &Shape, options: &Options, _device: &DeviceInfo) -> Result<Self> {
         check::range(OP, "rows", shape.rows, 0, check::MAX_EXTENT)?;
         check::range(OP, "width", shape.width, 0, check::MAX_EXTENT)?;
-        if !(options.eps >= 0.0 && options.eps.is_finite()) {
-            return Err(Error::Range { op: OP, arg: "eps", at: None, lo: 0, hi: i64::MAX, got: options.eps as i64 });
-        }
+        check_eps(options.eps)?;
         let team = Team::of(shape.width);
         let kernels = Variants::of_four(OP, "residual_norm", options.dtype, &[("team", team.name())])?;
         let plan = Self { shape: *shape, options: *options, team, kernels };
