@@ -22,6 +22,7 @@ mod merge_states;
 mod pool;
 mod producer_scan;
 mod residual_norm;
+mod residual_norm_backward;
 mod ring_attention;
 mod rms_norm;
 mod rotary;
@@ -63,6 +64,7 @@ pub static ALL: &[&Operation] = &[
     &gemm::GEMM,
     &rms_norm::RMS_NORM,
     &residual_norm::RESIDUAL_NORM,
+    &residual_norm_backward::RESIDUAL_NORM_BACKWARD,
     &embedding::EMBEDDING,
     &pool::POOL,
     &gate::GATE,

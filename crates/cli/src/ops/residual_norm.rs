@@ -27,23 +27,22 @@ pub static RESIDUAL_NORM: Operation = Operation {
         optional("weight", "f32", "[W]", "scale of each column, 1 without it"),
         optional("bias", "f32", "[W]", "added to each column, 0 without it"),
     ],
-    attributes: &[
-        AttributeSpec { name: "eps", values: "a number", default: "1e-5", about: "added to the mean square" },
-        AttributeSpec {
-            name: "center",
-            values: "true|false",
-            default: "false",
-            about: "layer norm: the mean goes first",
-        },
-        AttributeSpec { name: "post", values: "true|false", default: "false", about: "sum is the normed row" },
-    ],
+    attributes: ATTRIBUTES,
     outputs: &[required("out", "T", "[R,W]", ""), required("sum", "f32", "[R,W]", "")],
     run: |session, inputs| for_dtype!(inputs.dtype, run(session, inputs)),
     oracle,
     cases,
 };
 
-fn options(inputs: &Inputs, dtype: DType) -> Result<Options> {
+/// Attributes of the norm and of its gradient.
+pub const ATTRIBUTES: &[AttributeSpec] = &[
+    AttributeSpec { name: "eps", values: "a number", default: "1e-5", about: "added to the mean square" },
+    AttributeSpec { name: "center", values: "true|false", default: "false", about: "layer norm: the mean goes first" },
+    AttributeSpec { name: "post", values: "true|false", default: "false", about: "sum is the normed row" },
+];
+
+/// The norm that the attributes ask for.
+pub fn options(inputs: &Inputs, dtype: DType) -> Result<Options> {
     let switch = [("true", true), ("false", false)];
     Ok(Options {
         dtype,
@@ -68,7 +67,8 @@ fn run<T: Element>(session: &Session, inputs: &Inputs) -> Result<Tensors> {
     ]))
 }
 
-fn there(slice: &Option<CudaSlice<f32>>) -> Option<&dyn DevicePtr<f32>> {
+/// A tensor that may be absent.
+pub fn there(slice: &Option<CudaSlice<f32>>) -> Option<&dyn DevicePtr<f32>> {
     slice.as_ref().map(|slice| slice as _)
 }
 
