@@ -15,6 +15,7 @@ mod gemm;
 mod head_scale;
 mod modes;
 mod mutants;
+mod norm_mutants;
 mod pool;
 mod residual_norm;
 mod residual_norm_backward;

@@ -6,11 +6,11 @@ use lookback_device::{DeviceInfo, Element};
 use lookback_nn::{
     Activation, Param, argmax, cross_entropy, gated_rms_norm,
     gemm::{self, Policy, Tile},
-    rms_norm, rotary, short_convolution,
+    pool, residual_norm, rms_norm, rotary, short_convolution,
 };
 use lookback_reference::gemm as oracle;
 use lookback_suite::{
-    buffer::upload,
+    buffer::{download, upload},
     counters::Switch,
     device,
     measure::{Gate, assert_close, gate},
@@ -156,9 +156,53 @@ fn gated_convolved_and_turned() -> Vec<f64> {
     all
 }
 
+/// Sequences pooled by many teams and by one; the norm of a residual stream, by warps and by blocks, both ways.
+fn pooled_and_normed() -> Vec<f64> {
+    let (stream, info) = (device::stream(), device::info());
+    let mut random = Random::new(23);
+    let mut all = Vec::new();
+    for (rows, width) in [(60, 48), (7, 2100)] {
+        let [x, dout] = [0; 2].map(|_| Input::<bf16>::dense(&random.normals::<bf16>(rows * width)));
+        let residual = Input::<f32>::dense(&random.normals::<f32>(rows * width));
+        let (x, dout, residual) = (x.view(), dout.view(), residual.view());
+        let starts = upload(&[0, 3, 3, rows as i32]);
+        let pooled = pool::pool(&stream, &x, &starts, (rows, width), pool::Pooling::Mean, true).unwrap();
+
+        let options = residual_norm::Options { dtype: bf16::DTYPE, eps: 1e-5, center: true, post: false };
+        let plan = residual_norm::Plan::new(&residual_norm::Shape::dense(rows, width), &options, &info).unwrap();
+        let mut s = Output::<f32>::new(Layout::dense(rows, width));
+        let mut out = Output::<bf16>::new(Layout::dense(rows, width));
+        let inputs = residual_norm::Inputs { residual: Some(&residual), x: Some(&x), ..Default::default() };
+        let (mut s_view, mut out_view) = (s.view_mut(), out.view_mut());
+        plan.run(&stream, inputs, Some(&mut s_view), Some(&mut out_view)).unwrap();
+
+        // One multiprocessor: several rows to a team.
+        let one = DeviceInfo { sm_count: 1, ..info.clone() };
+        let shape = residual_norm::BackwardShape::dense(rows, width);
+        let plan = residual_norm::BackwardPlan::new(&shape, &options, &one).unwrap();
+        let mut ds = Output::<f32>::new(Layout::dense(rows, width));
+        let [mut dweight, mut dbias] = [0; 2].map(|_| Output::<f32>::new(Layout::dense(1, width)));
+        let mut workspace = Output::<f32>::new(Layout::dense(1, plan.workspace_bytes() as usize / 4));
+        let (mut ds_view, mut dweight_view, mut dbias_view) = (ds.view_mut(), dweight.view_mut(), dbias.view_mut());
+        let inputs = residual_norm::BackwardInputs { dout: Some(&dout), ..Default::default() };
+        let outputs = residual_norm::BackwardOutputs {
+            ds: Some(&mut ds_view),
+            dx: None,
+            dweight: Some(&mut dweight_view),
+            dbias: Some(&mut dbias_view),
+        };
+        plan.run(&stream, &s_view, inputs, outputs, &mut workspace.view_mut()).unwrap();
+        device::finish();
+        all.extend([s.read(), out.read(), ds.read(), dweight.read(), dbias.read()].concat());
+        all.extend(download(&pooled).into_iter().map(f64::from));
+    }
+    all
+}
+
 #[test]
 fn every_kernel__is_bitwise_the_same_in_every_mode() {
-    let expected = (everything(), gated_convolved_and_turned());
+    let all = || (everything(), gated_convolved_and_turned(), pooled_and_normed());
+    let expected = all();
     for (key, value, default) in [
         ("order", "reversed", "inorder"),
         ("order", "random:5", "inorder"),
@@ -169,7 +213,7 @@ fn every_kernel__is_bitwise_the_same_in_every_mode() {
         ("checks", "off", "on"),
     ] {
         let _switch = Switch::set(key, value, default);
-        assert!((everything(), gated_convolved_and_turned()) == expected, "{key} = {value} changes a result");
+        assert!(all() == expected, "{key} = {value} changes a result");
     }
 }
 

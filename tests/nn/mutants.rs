@@ -21,7 +21,7 @@ use lookback_suite::{
 
 /// How a mistake shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Seen {
+pub enum Seen {
     Race,
     WrongResult,
     /// A wrong result or any fault.
@@ -29,9 +29,9 @@ enum Seen {
 }
 
 /// What a launch gave, by name: address, what is wanted, elements of a row.
-type Outputs = Vec<(u64, Vec<f64>, usize)>;
+pub type Outputs = Vec<(u64, Vec<f64>, usize)>;
 
-fn judge(machine: &Machine, grid: [u32; 3], args: &[u8], quantum: u32, outputs: &Outputs) -> Option<Seen> {
+pub fn judge(machine: &Machine, grid: [u32; 3], args: &[u8], quantum: u32, outputs: &Outputs) -> Option<Seen> {
     let config = LaunchConfig { grid, block: machine.kernel.block, dynamic_shared: 0, cooperative: false };
     let mut options = Options::default();
     options.quantum = quantum;
@@ -47,9 +47,9 @@ fn judge(machine: &Machine, grid: [u32; 3], args: &[u8], quantum: u32, outputs: 
 }
 
 /// A launch with the `nth` occurrence of one text replaced by another, and how it shows.
-type Mutant = (&'static str, &'static str, usize, Seen);
+pub type Mutant = (&'static str, &'static str, usize, Seen);
 
-fn every_one_is_caught(kernel: &'static Kernel, run: fn(&Machine, u32) -> Option<Seen>, mutants: &[Mutant]) {
+pub fn every_one_is_caught(kernel: &'static Kernel, run: fn(&Machine, u32) -> Option<Seen>, mutants: &[Mutant]) {
     // Warps that run long, and that take turns.
     let quanta = [20_000, 7];
     for quantum in quanta {
@@ -62,7 +62,7 @@ fn every_one_is_caught(kernel: &'static Kernel, run: fn(&Machine, u32) -> Option
     }
 }
 
-fn poison(machine: &Machine, len: usize) -> u64 {
+pub fn poison(machine: &Machine, len: usize) -> u64 {
     machine.place::<f32>(&vec![f64::NAN; len])
 }
 

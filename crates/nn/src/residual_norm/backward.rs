@@ -6,7 +6,6 @@ use crate::{
     memory,
     rows::{BLOCK, Variants, lane_bits, slice_rows},
 };
-use bytemuck::Zeroable;
 use cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, sys::CUdeviceptr};
 use lookback_device::{DType, DeviceInfo, Element, Error, Result, launch};
 use lookback_kernels::{Kernel, find};
@@ -310,7 +309,6 @@ impl BackwardPlan {
                 mean_factor: (1.0 / width as f64) as f32,
                 slice_rows: self.slice_rows as u32,
                 lane_bits: lane_bits(width, vec, HELD),
-                ..Zeroable::zeroed()
             };
             // SAFETY: the caller's promise covers the pointers; sizes, strides and alignment were checked against the contract.
             unsafe { launch(stream, kernel, [parts_rows.rows as u32, 1, 1], &args) }?;
