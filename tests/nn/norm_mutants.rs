@@ -126,7 +126,6 @@ fn normed(machine: &Machine, quantum: u32, (rows, width, lane_bits): (usize, usi
         mean_factor: 1.0 / width as f32,
         slice_rows: rows as u32,
         lane_bits,
-        ..Zeroable::zeroed()
     };
     let outputs = vec![
         (ds, want.ds.clone(), width),
