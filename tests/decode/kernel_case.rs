@@ -58,6 +58,8 @@ pub struct Case {
     pub place: Place,
     /// Heads outside of places.
     pub hnd: bool,
+    /// Something lies between rows.
+    pub spaced: bool,
     pub left: Option<u32>,
     pub first: u32,
     pub softcap: Option<f64>,
@@ -89,6 +91,7 @@ impl Case {
             kv_len: kv_len.to_vec(),
             place: Place::Dense(capacity),
             hnd: false,
+            spaced: true,
             left: None,
             first: 0,
             softcap: None,
@@ -365,7 +368,14 @@ pub fn strides(case: &Case, places: usize, pitch: usize) -> [i64; 3] {
 
 /// Elements from row to row of a tensor with so many columns: there is something behind each.
 pub fn pitch(case: &Case, columns: usize) -> usize {
-    columns + if case.e4m3 { 16 } else { 8 }
+    columns
+        + if !case.spaced {
+            0
+        } else if case.e4m3 {
+            16
+        } else {
+            8
+        }
 }
 
 pub fn kernel(case: &Case, dtype: DType) -> &'static Kernel {
@@ -451,6 +461,11 @@ pub const UNTOUCHED: f32 = 12345.0;
 
 /// Runs a case; counters must come back as zeros.
 pub fn run<T: Element>(case: &Case, data: &Data) -> Out {
+    run_with::<T>(case, data, |_| ())
+}
+
+/// The same, with other arguments than a host would give.
+pub fn run_with<T: Element>(case: &Case, data: &Data, change: impl Fn(&mut LeanDecode)) -> Out {
     let stream = device::stream();
     let (schedule, words) = data.schedule(case);
     assert!(schedule.blocks <= case.slots as u64);
@@ -485,7 +500,7 @@ pub fn run<T: Element>(case: &Case, data: &Data) -> Out {
         let (mut o, mut wide) = (o.view_mut(), wide.view_mut());
         let (mut lse, mut logits) = (lse.view_mut(), logits.view_mut());
         use cudarc::driver::DevicePtrMut;
-        let args = LeanDecode {
+        let mut args = LeanDecode {
             p_q: q,
             p_k: k,
             p_v: v,
@@ -508,6 +523,7 @@ pub fn run<T: Element>(case: &Case, data: &Data) -> Out {
             p_sink: if case.sink { hold(&mut held, upload_as::<f32>(&data.sink)) } else { 0 },
             ..sizes(case, data)
         };
+        change(&mut args);
         // SAFETY: all buffers have the extents that the kernel's contract names, and live until their contents are read back.
         unsafe { launch(&stream, kernel, [case.slots as u32, 1, 1], &args) }
             .unwrap_or_else(|e| panic!("{case:?}: {e}"));

@@ -11,6 +11,8 @@ mod case;
 mod determinism;
 mod hostile;
 mod kernel_case;
+mod kernel_counters;
+mod kernel_limits;
 mod kernel_oracle;
 mod layout;
 mod limits;
