@@ -2,7 +2,7 @@
 
 use super::layout::{self, Row};
 use bytemuck::Zeroable;
-use cudarc::driver::{CudaSlice, DevicePtr, DeviceRepr};
+use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
 use half::{bf16, f16};
 use lookback_device::{DType, Element, launch};
 use lookback_kernels::{Kernel, args::LeanDecode, find};
@@ -14,7 +14,7 @@ use lookback_reference::{
     },
 };
 use lookback_suite::{
-    buffer::{Guarded, download, upload, upload_as},
+    buffer::{Guarded, download, upload},
     device,
     measure::{Gate, assert_close, errors},
     random::{Random, round},
@@ -464,84 +464,83 @@ pub fn run<T: Element>(case: &Case, data: &Data) -> Out {
     run_with::<T>(case, data, |_| ())
 }
 
+/// Arguments of a case with everything that it reads, each where `place` puts it.
+pub fn inputs<T: Element>(case: &Case, data: &Data, mut place: impl FnMut(Vec<u8>) -> u64) -> LeanDecode {
+    fn bytes<V: bytemuck::Pod>(values: &[V]) -> Vec<u8> {
+        bytemuck::cast_slice(values).to_vec()
+    }
+    fn elements<V: Element>(values: &[f64]) -> Vec<u8> {
+        bytes(&values.iter().map(|v| V::from_f64(*v)).collect::<Vec<V>>())
+    }
+    let mut args = sizes(case, data);
+    args.p_q = place(elements::<T>(&data.q));
+    args.p_schedule = place(bytes(&data.schedule(case).1));
+    let tensors = [(&data.k, &data.k_codes, case.head_dim), (&data.v, &data.v_codes, case.value_dim)];
+    [args.p_k, args.p_v] = tensors.map(|(values, codes, columns)| {
+        let pitch = pitch(case, columns);
+        place(if case.e4m3 {
+            data.place(case, codes, columns, pitch, 0x7e)
+        } else {
+            elements::<T>(&data.place(case, values, columns, pitch, f64::NAN))
+        })
+    });
+    [args.p_k_scale, args.p_v_scale] = [&data.k_scale, &data.v_scale].map(|scales| match case.factors {
+        Factors::None => 0,
+        Factors::Tensor => place(bytes(&[0.031_f32])),
+        Factors::Token => place(elements::<f32>(&data.place(case, scales, 1, 1, f64::NAN))),
+    });
+    if matches!(case.place, Place::Paged(_)) {
+        args.p_kv_indices = place(bytes(if data.indices.is_empty() { &[0] } else { &data.indices }));
+    }
+    if case.lists.is_some() {
+        args.p_list = place(bytes(&data.positions));
+    }
+    if case.alibi {
+        args.p_alibi_slopes = place(elements::<f32>(&data.slopes));
+    }
+    if case.sink {
+        args.p_sink = place(elements::<f32>(&data.sink));
+    }
+    args.p_partials = place(bytes(&vec![f32::NAN; 2 * case.slots * case.rows * (case.dim + 2)]));
+    args
+}
+
+/// Rows of the schedule.
+pub fn rows(case: &Case) -> usize {
+    case.batch() * case.m_tiles() * case.key_heads
+}
+
 /// The same, with other arguments than a host would give.
 pub fn run_with<T: Element>(case: &Case, data: &Data, change: impl Fn(&mut LeanDecode)) -> Out {
     let stream = device::stream();
-    let (schedule, words) = data.schedule(case);
-    assert!(schedule.blocks <= case.slots as u64);
     let tokens = data.cu_seqlens_q[case.batch()] as usize;
-    let kernel = kernel(case, T::DTYPE);
-    let mut held: Vec<Box<dyn std::any::Any>> = Vec::new();
-    let (q, schedule) = (hold(&mut held, upload_as::<T>(&data.q)), hold(&mut held, upload(&words)));
-    let (kp, vp) = (pitch(case, case.head_dim), pitch(case, case.value_dim));
-    let [k, v] = if case.e4m3 {
-        [(&data.k_codes, case.head_dim, kp), (&data.v_codes, case.value_dim, vp)]
-            .map(|(codes, columns, pitch)| hold(&mut held, upload(&data.place(case, codes, columns, pitch, 0x7e))))
-    } else {
-        [(&data.k, case.head_dim, kp), (&data.v, case.value_dim, vp)].map(|(values, columns, pitch)| {
-            hold(&mut held, upload_as::<T>(&data.place(case, values, columns, pitch, f64::NAN)))
-        })
-    };
-    let [k_scale, v_scale] = [&data.k_scale, &data.v_scale].map(|scales| match case.factors {
-        Factors::None => 0,
-        Factors::Tensor => hold(&mut held, upload(&[0.031_f32])),
-        Factors::Token => hold(&mut held, upload_as::<f32>(&data.place(case, scales, 1, 1, f64::NAN))),
+    let mut held: Vec<CudaSlice<u8>> = Vec::new();
+    let mut args = inputs::<T>(case, data, |bytes| {
+        held.push(upload(&bytes));
+        held[held.len() - 1].device_ptr(&stream).0
     });
-    let partials = hold(&mut held, upload(&vec![f32::NAN; 2 * case.slots * case.rows * (case.dim + 2)]));
-    let counters = upload(&vec![0_u32; case.batch() * case.m_tiles() * case.key_heads]);
-    let status = upload(&[0_u32]);
+    let (counters, status) = (upload(&vec![0_u32; rows(case)]), upload(&[0_u32]));
     let mut o = Guarded::<T>::poisoned(tokens * case.heads * case.value_dim, 8);
     let mut wide = Guarded::<f32>::poisoned(tokens * case.heads * case.value_dim, 8);
     let mut lse = Guarded::<f32>::poisoned(tokens * case.heads, 1);
     let mut logits = Guarded::<f32>::filled(tokens * case.heads * case.logits_stride(), 1, UNTOUCHED);
     {
-        let (counters, _counters) = counters.device_ptr(&stream);
-        let (status, _status) = status.device_ptr(&stream);
+        let ((counters, _counters), (status, _status)) = (counters.device_ptr(&stream), status.device_ptr(&stream));
         let (mut o, mut wide) = (o.view_mut(), wide.view_mut());
         let (mut lse, mut logits) = (lse.view_mut(), logits.view_mut());
-        use cudarc::driver::DevicePtrMut;
-        let mut args = LeanDecode {
-            p_q: q,
-            p_k: k,
-            p_v: v,
-            p_o: if case.out_f32 { wide.device_ptr_mut(&stream).0 } else { o.device_ptr_mut(&stream).0 },
-            p_lse: lse.device_ptr_mut(&stream).0,
-            p_logits: if case.logits { logits.device_ptr_mut(&stream).0 } else { 0 },
-            p_schedule: schedule,
-            p_partials: partials,
-            p_counters: counters,
-            p_status: status,
-            p_kv_indices: if matches!(case.place, Place::Paged(_)) {
-                hold(&mut held, upload(&at_least_one(&data.indices)))
-            } else {
-                0
-            },
-            p_list: if case.lists.is_some() { hold(&mut held, upload(&data.positions)) } else { 0 },
-            p_k_scale: k_scale,
-            p_v_scale: v_scale,
-            p_alibi_slopes: if case.alibi { hold(&mut held, upload_as::<f32>(&data.slopes)) } else { 0 },
-            p_sink: if case.sink { hold(&mut held, upload_as::<f32>(&data.sink)) } else { 0 },
-            ..sizes(case, data)
-        };
+        args.p_o = if case.out_f32 { wide.device_ptr_mut(&stream).0 } else { o.device_ptr_mut(&stream).0 };
+        args.p_lse = lse.device_ptr_mut(&stream).0;
+        args.p_logits = if case.logits { logits.device_ptr_mut(&stream).0 } else { 0 };
+        (args.p_counters, args.p_status) = (counters, status);
         change(&mut args);
         // SAFETY: all buffers have the extents that the kernel's contract names, and live until their contents are read back.
-        unsafe { launch(&stream, kernel, [case.slots as u32, 1, 1], &args) }
+        unsafe { launch(&stream, kernel(case, T::DTYPE), [case.slots as u32, 1, 1], &args) }
             .unwrap_or_else(|e| panic!("{case:?}: {e}"));
         device::finish();
     }
     assert!(download(&counters).iter().all(|count| *count == 0), "{case:?}: a counter is left");
     let o = if case.out_f32 { wide.read() } else { o.read() };
     Out { o, lse: lse.read(), logits: logits.read(), status: download(&status)[0] }
-}
-
-fn at_least_one(values: &[i32]) -> Vec<i32> {
-    if values.is_empty() { vec![0] } else { values.to_vec() }
-}
-
-fn hold<V: DeviceRepr + 'static>(held: &mut Vec<Box<dyn std::any::Any>>, slice: CudaSlice<V>) -> u64 {
-    let at = slice.device_ptr(&device::stream()).0;
-    held.push(Box::new(slice));
-    at
 }
 
 /// The gate of an element type.

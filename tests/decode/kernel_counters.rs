@@ -74,7 +74,9 @@ fn kernel_stays_below_what_memory_leaves_it() {
             + of("shared_loads/wavefronts")
             + of("shared_stores/wavefronts");
         let clocks = bytes * 10 / 186;
-        assert!(waves * 10 <= clocks * 6, "{dim} {rows} {e4m3}: {waves} wavefronts in {clocks} clocks");
+        // Thirty-two rows of queries are read from shared memory, too.
+        let share = if rows == 32 { 75 } else { 60 };
+        assert!(waves * 100 <= clocks * share, "{dim} {rows} {e4m3}: {waves} wavefronts in {clocks} clocks");
         if !(e4m3 && dim < 256) {
             assert!(
                 instructions * 10 <= clocks * 4 * 7,

@@ -13,6 +13,7 @@ mod hostile;
 mod kernel_case;
 mod kernel_counters;
 mod kernel_limits;
+mod kernel_mutants;
 mod kernel_oracle;
 mod layout;
 mod limits;
