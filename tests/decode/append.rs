@@ -101,7 +101,13 @@ fn append_keys_are_those_of_the_rotary_operation() {
         let plan = Plan::new(&Shape::dense(1, 5, 3, 64), &options, &device::info()).unwrap();
         let (x, positions) = (upload_as::<bf16>(&rows[0]), upload(case.positions.as_ref().expect("given")));
         let mut out = upload_as::<bf16>(&vec![0.0; rows[0].len()]);
-        plan.run(&device::stream(), &x, Inputs { positions: Some(&positions), cu_seqlens: None, frequencies: None }, &mut out).unwrap();
+        plan.run(
+            &device::stream(),
+            &x,
+            Inputs { positions: Some(&positions), cu_seqlens: None, frequencies: None },
+            &mut out,
+        )
+        .unwrap();
         device::finish();
         let turned: Vec<f64> = download(&out).into_iter().map(f64::from).collect();
         let after = run::<bf16>(&case, &rows);

@@ -3,8 +3,8 @@
 use cudarc::driver::{CudaSlice, DevicePtr, DevicePtrMut};
 use half::{bf16, f16};
 use lookback_decode::{
-    Cache, CacheType, Inputs, KeyValues, Lengths, Options, Outputs, Plan, Result, Scales, Schedule, Shape, Tuning,
-    Workspace,
+    Cache, CacheType, Inputs, KeyValues, Lengths, Options, Output, Outputs, Plan, Result, Scales, Schedule, Shape,
+    Tuning, Workspace,
 };
 use lookback_device::{DType, Element};
 use lookback_reference::{
@@ -108,6 +108,7 @@ impl Case {
         Options {
             dtype: self.dtype,
             cache: self.cache,
+            output: Output::Same,
             scale: self.scale,
             softcap: self.softcap,
             left: self.left,

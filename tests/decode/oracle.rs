@@ -1,8 +1,15 @@
 //! Whole steps, from lengths to outputs, against loops in f64.
 
-use super::case::{Case, Kind};
-use lookback_decode::{CacheType, Scales, Tuning};
-use lookback_device::DType;
+use super::case::{Case, Data, Kind, On, Tables};
+use half::{bf16, f16};
+use lookback_decode::{CacheType, Options, Output, Scales, Tuning, lean_decode};
+use lookback_device::{DType, Error};
+use lookback_suite::{
+    buffer::download,
+    device,
+    measure::{Gate, assert_close},
+    random::round,
+};
 
 fn kinds() -> [(Kind, bool); 7] {
     [
@@ -111,4 +118,55 @@ fn lean_decode_logits_by_key_and_by_entry() {
         Case { packed: Some(vec![2, 0, 3]), query_len: 3, sink: true, ..case.clone() }.check();
         Case { list: Some(67), logits: Some(67), ..case }.check();
     }
+}
+
+#[test]
+fn lean_decode_states_in_f32_are_not_rounded() {
+    let case = Case { kind: Kind::Paged(16), ..Case::new(&[150, 0, 70]) }.slots(3).min_tiles(1);
+    let tables = Tables::new(&case);
+    let data = Data::new::<bf16>(&case, &tables);
+    let on = On::<bf16>::new(&case, &tables, &data);
+    let options = Options { output: Output::F32, ..case.options() };
+    let got = lean_decode::<bf16, f32>(&device::stream(), &case.shape(&tables), &options, &on.inputs()).expect("good");
+    let read = |slice| download(slice).into_iter().map(f64::from).collect::<Vec<_>>();
+    let (o, want) = (read(&got.o), data.oracle(&case, &tables));
+    assert_close("o in f32", &o, &want.o, case.value_dim, Gate::BF16);
+    assert_close("lse", &read(&got.lse), &want.lse, case.heads, Gate::F32);
+    let rounded = lean_decode::<bf16, bf16>(&device::stream(), &case.shape(&tables), &case.options(), &on.inputs());
+    let rounded: Vec<f64> = download(&rounded.expect("good").o).into_iter().map(f64::from).collect();
+    assert_eq!(o.iter().map(|o| round::<bf16>(*o)).collect::<Vec<_>>(), rounded);
+    let wrong = lean_decode::<bf16, bf16>(&device::stream(), &case.shape(&tables), &options, &on.inputs());
+    assert!(matches!(wrong, Err(Error::Dtype { arg: "o", want: DType::F32, .. })), "{wrong:?}");
+}
+
+/// What a request's keys give is what two caches of half of them each give, merged.
+#[test]
+fn lean_decode_halves_of_a_cache_merge() {
+    let case = Case { kind: Kind::Paged(16), dtype: DType::F16, ..Case::new(&[150, 70]) };
+    let tables = Tables::new(&case);
+    let data = Data::new::<f16>(&case, &tables);
+    let options = Options { output: Output::F32, ..case.options() };
+    let part = |first: bool| {
+        let mut part = tables.clone();
+        part.kv_len = if first { vec![64, 64] } else { vec![150 - 64, 70 - 64] };
+        if !first {
+            // Both tables without their first four pages.
+            let indices = part.kv_indices.as_mut().expect("a table");
+            let starts = part.kv_indptr.clone().expect("starts");
+            let kept = [4..starts[1] as usize, starts[1] as usize + 4..starts[2] as usize];
+            let kept: Vec<i32> = kept.into_iter().flatten().map(|at| indices[at]).collect();
+            part.kv_indptr = Some(vec![0, starts[1] - 4, starts[2] - 8]);
+            indices[..kept.len()].copy_from_slice(&kept);
+        }
+        let on = On::<f16>::new(&case, &part, &data);
+        let got = lean_decode::<f16, f32>(&device::stream(), &case.shape(&part), &options, &on.inputs()).expect("good");
+        let read = |slice| download(slice).into_iter().map(f64::from).collect::<Vec<_>>();
+        (read(&got.o), read(&got.lse))
+    };
+    let ((mut o, lse), (other, other_lse)) = (part(true), part(false));
+    for (row, o) in o.chunks_exact_mut(case.value_dim).enumerate() {
+        let weight = 1.0 / (1.0 + (lse[row] - other_lse[row]).exp());
+        o.iter_mut().zip(&other[row * case.value_dim..]).for_each(|(o, other)| *o += weight * (other - *o));
+    }
+    assert_close("merged halves", &o, &data.oracle(&case, &tables).o, case.value_dim, Gate::F16);
 }

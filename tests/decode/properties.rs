@@ -2,7 +2,7 @@
 //! any small shape agrees with the oracle. A failure is shrunk to the smallest one.
 
 use super::case::{Case, Kind};
-use lookback_decode::{Cache, CacheType, Options, Plan, Scales, Shape, Stride, Strides, Tuning};
+use lookback_decode::{Cache, CacheType, Options, Output, Plan, Scales, Shape, Stride, Strides, Tuning};
 use lookback_device::{Class, DType, DeviceInfo, Error};
 use proptest::{
     prelude::{Just, ProptestConfig, Strategy, any, prop_oneof},
@@ -86,6 +86,7 @@ proptest! {
         let options = Options {
             dtype,
             cache: cache_type,
+            output: Output::Same,
             scale: 1.0,
             softcap: None,
             left,

@@ -19,7 +19,8 @@
 //! * [`lean_decode`] does it all into new memory, for trying things out.
 //!
 //! Several queries a request, as in prefill in chunks or in speculative decoding, are [`Shape::query_len`]: the last stands at the last
-//! key, and each sees what is not after it. A state of other keys, from another device or another cache, joins by its `lse`.
+//! key, and each sees what is not after it. With [`Output::F32`] and `lse` the result is a *state* of the keys that were read, which joins
+//! those of other keys, on another device or in another cache, by `merge_states` of the attention family.
 //!
 //! # Examples
 //! Four requests on a pool of 1000 pages of 16 tokens, 32 heads that share 8 key heads, and all layers of a step:
@@ -71,7 +72,7 @@ pub(crate) use lookback_device::strided;
 pub use lookback_device::strided::Stride;
 pub use lookback_device::{DType, DeviceInfo, Element, Error, Result};
 pub use memory::{RawMemory, Schedule, Workspace};
-pub use options::{CacheType, Options, Scales, Tuning};
+pub use options::{CacheType, Options, Output, Scales, Tuning};
 pub use plan::{MAX_KEYS, Plan, TILE};
 pub use policy::Policy;
 pub use shape::{Cache, Shape, Strides};

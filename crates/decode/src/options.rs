@@ -5,10 +5,12 @@ use crate::{DType, Element, Shape};
 /// Switches and numbers of a step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Options {
-    /// Type of `q` and `o`, and of a cache of [`CacheType::Same`]: f16 or bf16.
+    /// Type of `q`, of a cache of [`CacheType::Same`] and of an output of [`Output::Same`]: f16 or bf16.
     pub dtype: DType,
     /// Type of the cache.
     pub cache: CacheType,
+    /// Type of `o`.
+    pub output: Output,
     /// Factor of every product, `1 / sqrt(D)` for most models.
     pub scale: f32,
     /// Logits become `softcap * tanh(logit / softcap)`.
@@ -24,6 +26,23 @@ pub struct Options {
     pub logits: Option<usize>,
     /// What is chosen by hand instead of by the plan.
     pub tuning: Tuning,
+}
+
+/// Type of the outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Output {
+    /// That of `q`.
+    #[default]
+    Same,
+    /// f32, for states that will be merged with those of other keys.
+    F32,
+}
+
+impl Output {
+    /// The type of `o`.
+    pub fn dtype(self, queries: DType) -> DType {
+        if self == Output::Same { queries } else { DType::F32 }
+    }
 }
 
 /// Type of keys and values in the cache.
@@ -63,6 +82,7 @@ impl Options {
         Self {
             dtype: T::DTYPE,
             cache: CacheType::Same,
+            output: Output::Same,
             scale: 1.0 / (shape.head_dim.max(1) as f32).sqrt(),
             softcap: None,
             left: None,

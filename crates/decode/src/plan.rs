@@ -95,7 +95,7 @@ impl Layout {
             v: of(slots, strides.v, value_dim, cache_size),
             k_scale: scale(strides.k_scale),
             v_scale: scale(strides.v_scale),
-            o: of([rows, tokens, heads], strides.o, value_dim, size),
+            o: of([rows, tokens, heads], strides.o, value_dim, options.output.dtype(options.dtype).size()),
             lse: Strided::dense([rows, tokens, heads], 1, 4),
             logits: match packed {
                 Some(tokens) => Strided::dense([1, tokens, heads], columns, 4),

@@ -1,8 +1,8 @@
 //! Once a layer: attention over the cache.
 
 use crate::{
-    Cache, CacheType, Inputs, KeyValues, Outputs, Plan, RawInputs, RawLengths, RawMemory, RawOutputs, Result, Scales,
-    Schedule, Workspace,
+    Cache, CacheType, Inputs, KeyValues, Output, Outputs, Plan, RawInputs, RawLengths, RawMemory, RawOutputs, Result,
+    Scales, Schedule, Workspace,
     plan::OP,
     schedule::{EVERYWHERE, STATUS, present},
     strided::{self, Placed, Strided},
@@ -23,14 +23,14 @@ impl Plan {
     /// [`schedule`](Self::schedule) of a plan of the same sizes and window, with the same lengths; tables may have changed since.
     ///
     /// # Errors
-    /// [`Error::Dtype`] ← `T` is not the plan's type; [`Error::Shape`] ← a slice is too short, missing, or without meaning for this
+    /// [`Error::Dtype`] ← `T` or `O` is not the plan's type; [`Error::Shape`] ← a slice is too short, missing, or without meaning for this
     /// plan, or the schedule is of another one; [`Error::Layout`], [`Error::Align`] ← memory that is not in pieces of 16 bytes;
     /// [`Error::Alias`] ← an output overlaps something; [`Error::Workspace`] ← it is too small. Nothing is written on these. Pages
     /// and positions outside are left out, and [`status`](Self::status) says so.
     ///
     /// # Numerics
     /// Products on tensor cores in the plan's type, or f16 for a cache of 8 bits; sums, maxima and `lse` in f32; weights are rounded to
-    /// 16 bits for the second product, `o` once. A query that sees nothing has `o = 0`, and `lse = -inf` or its sink logit, exactly.
+    /// 16 bits for the second product, `o` once if at all. A query that sees nothing has `o = 0`, and `lse = -inf` or its sink logit, exactly.
     ///
     /// # Determinism
     /// Bitwise, whatever the order of blocks. Another number of blocks cuts sums elsewhere and rounds otherwise.
@@ -38,16 +38,17 @@ impl Plan {
     /// # Cost
     /// [`bytes_moved`](Self::bytes_moved): every visible key and value is read once for all heads of its group and up to
     /// [`Policy::rows`](crate::Policy::rows) query rows.
-    pub fn run<T: Element>(
+    pub fn run<T: Element, O: Element>(
         &self,
         stream: &CudaStream,
         inputs: &Inputs<'_, T>,
-        outputs: Outputs<'_, T>,
+        outputs: Outputs<'_, O>,
         schedule: &Schedule,
         workspace: &mut Workspace,
     ) -> Result<()> {
         let layout = &self.layout;
         strided::dtype(OP, "inputs", self.options.dtype, T::DTYPE)?;
+        strided::dtype(OP, "o", self.options.output.dtype(self.options.dtype), O::DTYPE)?;
         self.check_lengths(&inputs.lengths)?;
         if schedule.key != Some(self.key()) {
             let want = "one of this plan, or of one with the same sizes, window and lists".into();
@@ -252,6 +253,7 @@ impl Plan {
             page_size,
             page_magic,
             page_shift,
+            out_f32: u32::from(options.output == Output::F32),
             left: options.left.unwrap_or(EVERYWHERE).min(EVERYWHERE) as i32,
             first: options.sink_tokens.min(EVERYWHERE),
             scale: options.scale,

@@ -86,10 +86,10 @@ impl<'a, T> Inputs<'a, T> {
     }
 }
 
-/// What a launch writes.
-pub struct Outputs<'a, T> {
+/// What a launch writes. `O` is the type that [`Output`](crate::Output) says.
+pub struct Outputs<'a, O> {
     /// `[B, query_len, H, Dv]`, or `[tokens, H, Dv]` packed.
-    pub o: &'a mut dyn DevicePtrMut<T>,
+    pub o: &'a mut dyn DevicePtrMut<O>,
     /// `[B, query_len, H]`, or `[tokens, H]` packed: natural logarithms of the sums.
     pub lse: Option<&'a mut dyn DevicePtrMut<f32>>,
     /// `[B, H, query_len, columns]`, or `[tokens, H, columns]` packed, with [`Options::logits`](crate::Options::logits): by key, or
@@ -98,10 +98,15 @@ pub struct Outputs<'a, T> {
     pub logits: Option<&'a mut dyn DevicePtrMut<f32>>,
 }
 
-impl<'a, T> Outputs<'a, T> {
+impl<'a, O> Outputs<'a, O> {
     /// The output alone.
-    pub fn of(o: &'a mut dyn DevicePtrMut<T>) -> Self {
+    pub fn of(o: &'a mut dyn DevicePtrMut<O>) -> Self {
         Self { o, lse: None, logits: None }
+    }
+
+    /// A state of the keys that were read.
+    pub fn with_lse(o: &'a mut dyn DevicePtrMut<O>, lse: &'a mut dyn DevicePtrMut<f32>) -> Self {
+        Self { o, lse: Some(lse), logits: None }
     }
 }
 

@@ -11,8 +11,8 @@ use crate::{
     tensor::{Kind, Tensor, Tensors},
 };
 use lookback_decode::{
-    Cache, CacheType, Inputs as Step, KeyValues, Lengths, Options, Outputs, Plan, Scales, Schedule, Shape, Tuning,
-    Workspace,
+    Cache, CacheType, Inputs as Step, KeyValues, Lengths, Options, Output, Outputs, Plan, Scales, Schedule, Shape,
+    Tuning, Workspace,
 };
 use lookback_device::{
     DType, Element,
@@ -192,6 +192,7 @@ fn setting(inputs: &Inputs) -> Result<Setting> {
     let options = Options {
         dtype: inputs.dtype,
         cache: cache_type,
+        output: Output::Same,
         scale: if inputs.is_set("scale") { inputs.number("scale", f32::MIN)? } else { plain.scale },
         softcap: (softcap > 0.0).then_some(softcap),
         left: u32::try_from(left).ok(),
