@@ -4,6 +4,7 @@ mod append;
 mod append_case;
 mod append_counters;
 mod append_e4m3;
+mod append_graph;
 mod append_limits;
 mod append_mutants;
 mod balance;
