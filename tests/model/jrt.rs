@@ -104,6 +104,7 @@ pub fn reference(config: &Config, draft: &Draft) -> Model {
                     rotary_dim: config.rotary_dim,
                     frequencies: None,
                     window: Some(config.window),
+                    coded_from: None,
                 };
                 Mixer::Window { heads, qkv: linear("Wqkv"), out: linear("out_proj") }
             }

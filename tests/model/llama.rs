@@ -1,217 +1,15 @@
-//! LLaMA-style models on a device against the reference, from files in public names: prompts, prefixes, windows, steps over a paged cache.
+//! LLaMA-style models on a device against the reference: prompts, prefixes, windows, steps over a paged cache.
 
+use super::llama_case::{BF16, F16, Pair, Rows, VOCABULARY, draft, llama, llama3, mistral, qwen, tokens, widened};
 use super::support::{Draft, assert_every_tensor_is_wanted};
 use half::{bf16, f16};
 use lookback_device::{Element, Error, WeightsFault};
-use lookback_model::llama::{Cache, Config, Llama, Prompt, Rope, Sequence};
-use lookback_reference::llama::{Heads, Layer, Model, llama3_frequencies};
+use lookback_model::llama::{Config, Llama, Prompt, Rope, Sequence};
 use lookback_suite::{
     counters::Counters,
     device::stream,
     measure::{Gate, assert_close},
 };
-
-/// Every operation of two mixers and two units rounds its output to 8 bits.
-const BF16: Gate = Gate { rel: 1.2e-2, row: 2.4e-2, inf: 2.4e-2 };
-/// The same to 11 bits.
-const F16: Gate = Gate { rel: 1.5e-3, row: 3e-3, inf: 3e-3 };
-const VOCABULARY: usize = 29;
-
-/// What a file has besides what every file has.
-#[derive(Clone, Copy, Default)]
-struct Extras {
-    biases: bool,
-    head: bool,
-}
-
-/// Three heads of queries to a head of keys.
-fn llama() -> (Config, Extras) {
-    let config = Config { key_heads: 2, head_dim: 16, rope_base: 5e5, ..Config::new(VOCABULARY, 40, 2, 6, 36) };
-    (config, Extras { biases: false, head: true })
-}
-
-/// Biases, one embedding for both ends, heads that no tile of a kernel fits.
-fn qwen() -> (Config, Extras) {
-    let config =
-        Config { key_heads: 1, head_dim: 72, rope_base: 1e6, eps: 1e-6, ..Config::new(VOCABULARY, 32, 2, 2, 24) };
-    (config, Extras { biases: true, head: false })
-}
-
-/// Angles of all three kinds: as the base says, slowed down, and between.
-fn llama3() -> (Config, Extras) {
-    let (config, extras) = llama();
-    let rope = Rope::Llama3 { factor: 8.0, low: 0.01, high: 4.0, original: 40.0 };
-    (Config { rope, rope_base: 1e4, ..config }, extras)
-}
-
-/// A token sees itself and six before it.
-fn mistral() -> (Config, Extras) {
-    let (config, extras) = llama();
-    (Config { key_heads: 6, window: Some(6), ..config }, extras)
-}
-
-fn draft<T: Element>((config, extras): &(Config, Extras)) -> Draft {
-    let Config { vocabulary, width, inner, .. } = *config;
-    let (queries, keys) = (config.queries(), config.keys());
-    let mut shapes = vec![
-        ("model.embed_tokens.weight".to_string(), vec![vocabulary, width]),
-        ("model.norm.weight".to_string(), vec![width]),
-    ];
-    if extras.head {
-        shapes.push(("lm_head.weight".to_string(), vec![vocabulary, width]));
-    }
-    for layer in 0..config.layers {
-        let mut add =
-            |name: &str, shape: &[usize]| shapes.push((format!("model.layers.{layer}.{name}"), shape.to_vec()));
-        add("input_layernorm.weight", &[width]);
-        for (part, rows) in [("q", queries), ("k", keys), ("v", keys)] {
-            add(&format!("self_attn.{part}_proj.weight"), &[rows, width]);
-            if extras.biases {
-                add(&format!("self_attn.{part}_proj.bias"), &[rows]);
-            }
-        }
-        add("self_attn.o_proj.weight", &[width, queries]);
-        add("post_attention_layernorm.weight", &[width]);
-        add("mlp.gate_proj.weight", &[inner, width]);
-        add("mlp.up_proj.weight", &[inner, width]);
-        add("mlp.down_proj.weight", &[width, inner]);
-    }
-    Draft::of::<T>(11, &shapes, |name, random| match name {
-        _ if name.contains("norm") => random.uniform(0.5, 1.5),
-        _ if name.contains("embed") || name.contains("lm_head") => random.normal(),
-        _ => 0.2 * random.normal(),
-    })
-}
-
-fn reference((config, extras): &(Config, Extras), draft: &Draft) -> Model {
-    let layer = |layer: usize| {
-        let take = |name: &str| draft.values(&format!("model.layers.{layer}.{name}"));
-        let linear = |part: &str| {
-            let name = |kind: &str| format!("self_attn.{part}_proj.{kind}");
-            (take(&name("weight")), extras.biases.then(|| take(&name("bias"))))
-        };
-        Layer {
-            norm: take("input_layernorm.weight"),
-            qkv: ["q", "k", "v"].map(linear),
-            out: take("self_attn.o_proj.weight"),
-            unit_norm: take("post_attention_layernorm.weight"),
-            unit: ["gate", "up", "down"].map(|part| take(&format!("mlp.{part}_proj.weight"))),
-        }
-    };
-    let embedding = draft.values("model.embed_tokens.weight");
-    let Config { heads, key_heads, head_dim, rope_base, window, .. } = *config;
-    let frequencies = match config.rope {
-        Rope::Plain => None,
-        Rope::Linear { factor } => {
-            Some((0..head_dim / 2).map(|i| rope_base.powf(-2.0 * i as f64 / head_dim as f64) / factor).collect())
-        }
-        Rope::Llama3 { factor, low, high, original } => {
-            Some(llama3_frequencies(rope_base, head_dim, factor, [low, high], original))
-        }
-    };
-    Model {
-        heads: Heads { heads, key_heads, head_dim, base: rope_base, rotary_dim: head_dim, frequencies, window },
-        width: config.width,
-        eps: f64::from(config.eps),
-        head: if extras.head { draft.values("lm_head.weight") } else { embedding.clone() },
-        embedding,
-        layers: (0..config.layers).map(layer).collect(),
-        norm: draft.values("model.norm.weight"),
-    }
-}
-
-/// A small model's file.
-pub fn small<T: Element>() -> (Config, Draft) {
-    let kind = llama();
-    (kind.0, draft::<T>(&kind))
-}
-
-/// A model on the device and its reference.
-struct Pair<T: Element> {
-    model: Llama<T>,
-    reference: Model,
-}
-
-impl<T: Element> Pair<T> {
-    fn new(kind: &(Config, Extras)) -> Self {
-        let draft = draft::<T>(kind);
-        let model = Llama::load(&stream(), &draft.checkpoint(), &kind.0).unwrap();
-        Self { model, reference: reference(kind, &draft) }
-    }
-
-    /// The reference's logits after every token.
-    fn wanted(&self, tokens: &[i32], prefix: usize) -> Vec<f64> {
-        self.reference.logits(&tokens.iter().map(|id| *id as usize).collect::<Vec<_>>(), prefix)
-    }
-}
-
-/// Tokens of a row.
-fn tokens(row: usize, count: usize) -> Vec<i32> {
-    (0..count).map(|t| ((t * 7 + t * t % 5 + row * 11) % VOCABULARY) as i32).collect()
-}
-
-fn widened(logits: &[f32]) -> Vec<f64> {
-    logits.iter().map(|logit| f64::from(*logit)).collect()
-}
-
-/// Sequences with what they have read, held against the reference after every pass.
-struct Rows<'a, T: Element> {
-    pair: &'a Pair<T>,
-    cache: Cache<T>,
-    open: Vec<(Sequence, Vec<i32>, usize)>,
-    got: Vec<f64>,
-    wanted: Vec<f64>,
-}
-
-impl<'a, T: Element> Rows<'a, T> {
-    fn new(pair: &'a Pair<T>, pages: usize, page_size: usize) -> Self {
-        let cache = pair.model.cache(pages, page_size).unwrap();
-        Self { pair, cache, open: Vec::new(), got: Vec::new(), wanted: Vec::new() }
-    }
-
-    fn prefill(&mut self, prompts: &[(Vec<i32>, usize)]) {
-        let asked: Vec<Prompt<'_>> =
-            prompts.iter().map(|(tokens, prefix)| Prompt { tokens, prefix: *prefix }).collect();
-        let (logits, sequences) = self.pair.model.prefill(&mut self.cache, &asked).unwrap();
-        assert_eq!(sequences.len(), prompts.len());
-        let from = self.open.len();
-        self.open.extend(sequences.iter().zip(prompts).map(|(of, (tokens, prefix))| (*of, tokens.clone(), *prefix)));
-        let rows: Vec<usize> = (from..self.open.len()).collect();
-        self.compare(&rows, &logits);
-    }
-
-    /// `counts` more tokens of some rows.
-    fn extend(&mut self, counts: &[(usize, usize)]) {
-        let mut grown = Vec::new();
-        for (row, count) in counts {
-            let (sequence, tokens, _) = &mut self.open[*row];
-            let next: Vec<i32> = (0..*count).map(|t| ((tokens.len() * 3 + t * 5 + row) % VOCABULARY) as i32).collect();
-            tokens.extend(&next);
-            grown.push((*sequence, next));
-        }
-        let grown: Vec<(Sequence, &[i32])> = grown.iter().map(|(of, tokens)| (*of, tokens.as_slice())).collect();
-        let logits = self.pair.model.extend(&mut self.cache, &grown).unwrap();
-        let rows: Vec<usize> = counts.iter().map(|(row, _)| *row).collect();
-        self.compare(&rows, &logits);
-    }
-
-    fn compare(&mut self, rows: &[usize], logits: &[f32]) {
-        assert_eq!(logits.len(), rows.len() * VOCABULARY);
-        self.got.extend(widened(logits));
-        for row in rows {
-            let (sequence, tokens, prefix) = &self.open[*row];
-            assert_eq!(self.cache.len(*sequence).unwrap(), tokens.len());
-            let wanted = self.pair.wanted(tokens, *prefix);
-            self.wanted.extend(&wanted[wanted.len() - VOCABULARY..]);
-        }
-    }
-
-    /// All logits so far, each row and all together.
-    fn check(self, what: &str, gate: Gate) {
-        let e = assert_close(what, &self.got, &self.wanted, VOCABULARY, gate);
-        println!("{} {what}: {e:?}", T::DTYPE);
-    }
-}
 
 fn every_token_equals_the_reference<T: Element>(gate: Gate) {
     for (name, kind) in [("llama", llama()), ("qwen", qwen()), ("mistral", mistral())] {
@@ -291,6 +89,29 @@ fn prompts_in_parts_equal_the_reference() {
     }
 }
 
+/// A prompt sees its own keys and values, later tokens see codes. Where those of the device and of the reference lie on two sides of a
+/// middle, they differ by an eighth.
+#[test]
+fn a_cache_of_8_bits_equals_the_reference() {
+    let close = Gate { rel: 1e-2, row: 3e-2, inf: 3e-2 };
+    for (name, kind) in [("llama", llama()), ("mistral", mistral())] {
+        let pair = Pair::<f16>::new(&kind);
+        let prompts = [(tokens(0, 30), 0), (tokens(1, 4), 0)];
+        let asked = prompts.each_ref().map(|(tokens, _)| Prompt::causal(tokens));
+        let beside = |mut cache| pair.model.prefill(&mut cache, &asked).unwrap().0;
+        assert_eq!(beside(pair.model.cache_e4m3(24, 3).unwrap()), beside(pair.model.cache(24, 3).unwrap()));
+        let mut rows = Rows::coded(&pair, 24, 3);
+        rows.prefill(&prompts);
+        for _ in 0..3 {
+            rows.extend(&[(0, 1), (1, 1)]);
+        }
+        rows.extend(&[(1, 6)]);
+        rows.check(&format!("{name}, 8-bit cache"), close);
+    }
+    let odd = Pair::<f16>::new(&qwen()).model.cache_e4m3(4, 4).map(|_| ());
+    assert!(matches!(odd, Err(Error::Shape { arg: "head_dim", .. })));
+}
+
 /// Pages go from sequence to sequence, and lie in no order.
 #[test]
 fn pages_of_closed_sequences_serve_new_ones() {
@@ -298,15 +119,15 @@ fn pages_of_closed_sequences_serve_new_ones() {
     let mut rows = Rows::new(&pair, 8, 4);
     rows.prefill(&[(tokens(0, 9), 0), (tokens(1, 4), 2), (tokens(2, 6), 0)]);
     assert_eq!(rows.cache.pages().free(), 2);
-    rows.cache.close(rows.open[0].0).unwrap();
+    rows.cache.close(rows.open[0].sequence).unwrap();
     rows.extend(&[(1, 1), (2, 7)]);
     rows.prefill(&[(tokens(3, 7), 4)]);
     assert_eq!(rows.cache.pages().free(), 0);
     rows.extend(&[(3, 1), (1, 2)]);
     // The same again in another way.
-    let (sequence, read, _) = &mut rows.open[2];
-    rows.cache.truncate(*sequence, 5).unwrap();
-    read.truncate(5);
+    let row = &mut rows.open[2];
+    rows.cache.truncate(row.sequence, 5).unwrap();
+    row.tokens.truncate(5);
     rows.extend(&[(2, 3), (3, 1)]);
     rows.check("recycled pages", F16);
 }
@@ -373,11 +194,11 @@ fn a_full_cache_says_so_and_goes_on() {
     };
     let five = tokens(2, 5);
     full(pair.model.prefill(&mut rows.cache, &[Prompt::causal(&five)]).map(|_| ()), 2);
-    let grown = [(rows.open[0].0, &five[..1]), (rows.open[1].0, &five[..4])];
+    let grown = [(rows.open[0].sequence, &five[..1]), (rows.open[1].sequence, &five[..4])];
     full(pair.model.extend(&mut rows.cache, &grown).map(|_| ()), 1);
     assert_eq!((rows.cache.pages().sequences(), rows.cache.pages().free()), (2, 0));
     rows.extend(&[(0, 1), (1, 3)]);
-    rows.cache.close(rows.open[0].0).unwrap();
+    rows.cache.close(rows.open[0].sequence).unwrap();
     rows.extend(&[(1, 1)]);
     rows.check("a full cache", F16);
 }
@@ -466,6 +287,14 @@ fn wrong_configurations_are_errors() {
         (Config { inner: 0, ..good }, "inner"),
     ] {
         assert!(matches!(load(&config), Err(Error::Shape { arg, .. }) if arg == name), "{name}");
+    }
+    for (rope, name) in [
+        (Rope::Linear { factor: 0.0 }, "factor"),
+        (Rope::Linear { factor: f64::NAN }, "factor"),
+        (Rope::Llama3 { factor: 8.0, low: 4.0, high: 4.0, original: 64.0 }, "high"),
+        (Rope::Llama3 { factor: 8.0, low: 1.0, high: 4.0, original: -1.0 }, "original"),
+    ] {
+        assert!(matches!(load(&Config { rope, ..good }), Err(Error::Range { arg, .. }) if arg == name), "{rope:?}");
     }
     for head_dim in [0, 264] {
         assert!(matches!(load(&Config { head_dim, ..good }), Err(Error::Range { arg: "head_dim", .. })), "{head_dim}");

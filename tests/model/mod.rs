@@ -10,6 +10,7 @@ mod jrt;
 mod jrt_windows;
 mod linear_block;
 mod llama;
+mod llama_case;
 mod mamba2;
 mod minilm;
 mod modes;

@@ -1,6 +1,6 @@
 //! Weights in several files with an index: the same as in one, and no way out of their directory.
 
-use super::llama::small;
+use super::llama_case::small;
 use super::support::Draft;
 use half::f16;
 use lookback_device::{Error, WeightsFault};

@@ -6,6 +6,8 @@
 //! ```
 
 use crate::attention::{self, Attention, Inputs, Mask};
+use crate::e4m3;
+use crate::kv_append::codes;
 use crate::layers::{add, gated_unit, project, rms_norm};
 use crate::rotary::{Rotary, Style, forward as turn};
 
@@ -26,6 +28,8 @@ pub struct Heads {
     pub frequencies: Option<Vec<f64>>,
     /// Tokens before itself that a token sees; all of them without.
     pub window: Option<usize>,
+    /// Tokens from this one on see keys and values in 8 bits, with a scale for each token and head.
+    pub coded_from: Option<usize>,
 }
 
 impl Heads {
@@ -60,8 +64,22 @@ impl Heads {
         };
         let shape = Attention { key_heads, mask, ..Attention::dense(1, tokens, tokens, heads, head_dim) };
         let (q, k) = (turned(q, heads), turned(k, key_heads));
-        attention::forward(&shape, &Inputs { q: &q, k: &k, v }).o
+        let mut o = attention::forward(&shape, &Inputs { q: &q, k: &k, v }).o;
+        if let Some(from) = self.coded_from {
+            let coded = |x: &[f64]| -> Vec<f64> { x.chunks_exact(head_dim).flat_map(coded).collect() };
+            let (k, v) = (coded(&k), coded(v));
+            let all = attention::forward(&shape, &Inputs { q: &q, k: &k, v: &v }).o;
+            let from = (from * heads * head_dim).min(o.len());
+            o[from..].copy_from_slice(&all[from..]);
+        }
+        o
     }
+}
+
+/// What a row's codes stand for.
+fn coded(row: &[f64]) -> Vec<f64> {
+    let (codes, scale) = codes(row, None);
+    codes.into_iter().map(|code| e4m3::decode(code) * scale).collect()
 }
 
 /// Angles of position 1 of LLaMA 3.1: wavelengths above `original / low` are `factor` times longer than `base` says, those below
@@ -141,8 +159,16 @@ impl Model {
 mod tests {
     use super::*;
 
-    const HEADS: Heads =
-        Heads { heads: 2, key_heads: 1, head_dim: 2, base: 1e4, rotary_dim: 2, frequencies: None, window: None };
+    const HEADS: Heads = Heads {
+        heads: 2,
+        key_heads: 1,
+        head_dim: 2,
+        base: 1e4,
+        rotary_dim: 2,
+        frequencies: None,
+        window: None,
+        coded_from: None,
+    };
 
     #[test]
     fn equal_scores_average_what_is_seen() {
@@ -156,6 +182,11 @@ mod tests {
         assert_eq!(first(HEADS, 0), [1.0, 2.0, 4.0, 4.0]);
         assert_eq!(first(HEADS, 3), [4.0, 4.0, 4.0, 4.0]);
         assert_eq!(first(Heads { window: Some(1), ..HEADS }, 0), [1.0, 2.0, 5.5, 6.0]);
+        // 448 becomes 4 and 2 half as much: all but the second entry of the last value are codes already.
+        let fine = Heads { coded_from: Some(2), ..HEADS }.attend(&q, &k, &[1.0, 0.01, 3.0, 0.0, 8.0, 0.0, 4.0, 2.1], 0);
+        let close = |a: f64, b: f64| (a - b).abs() < 1e-6;
+        assert!(close(fine[1], 0.01) && close(fine[5], 0.005) && close(fine[8], 4.0), "{fine:?}");
+        assert!((fine[13] - (0.01_f64 + 2.1) / 4.0).abs() > 1e-3 && (fine[13] - 0.53).abs() < 0.02, "{}", fine[13]);
     }
 
     #[test]

@@ -2,8 +2,9 @@
 
 use super::Config;
 use super::pass::Pass;
-use cudarc::driver::{CudaSlice, CudaStream};
+use cudarc::driver::{CudaSlice, CudaStream, DeviceRepr, ValidAsZeroBits};
 use lookback_decode::pages::{Pages, Sequence};
+use lookback_decode::{self as decode, CacheType, KeyValues, Scales, append};
 use lookback_device::{Element, Error, Result, driver, strided::Stride};
 use std::sync::Arc;
 
@@ -15,27 +16,76 @@ use std::sync::Arc;
 pub struct Cache<T> {
     /// The sizes that it was made for.
     pub(super) config: Config,
+    pub(super) kind: CacheType,
     pub(super) pages: Pages,
     pub(super) pools: Vec<Pool<T>>,
     /// Of the last [`Llama::extend`](super::Llama::extend): the next one often has its sizes.
     pub(super) last: Option<Pass<T>>,
 }
 
-/// A layer's pages: `[pages, Hk, page_size, D]` each.
-pub(super) struct Pool<T> {
-    pub k: CudaSlice<T>,
-    pub v: CudaSlice<T>,
+/// A layer's pages, `[pages, Hk, page_size, D]`, and scales of codes, `[pages, Hk, page_size]`.
+pub(super) enum Pool<T> {
+    Same { k: CudaSlice<T>, v: CudaSlice<T> },
+    E4m3 { k: CudaSlice<u8>, v: CudaSlice<u8>, k_scale: CudaSlice<f32>, v_scale: CudaSlice<f32> },
+}
+
+impl<T: Element> Pool<T> {
+    fn new(stream: &Arc<CudaStream>, kind: CacheType, rows: usize, head_dim: usize) -> Result<Self> {
+        let elements = rows.checked_mul(head_dim).ok_or(Error::OutOfMemory { what: WHAT })?;
+        Ok(match kind {
+            CacheType::Same => Self::Same { k: zeros(stream, elements)?, v: zeros(stream, elements)? },
+            CacheType::E4m3(_) => Self::E4m3 {
+                k: zeros(stream, elements)?,
+                v: zeros(stream, elements)?,
+                k_scale: zeros(stream, rows)?,
+                v_scale: zeros(stream, rows)?,
+            },
+        })
+    }
+
+    /// As what an append writes.
+    pub fn kept(&mut self) -> append::Outputs<'_, T> {
+        match self {
+            Self::Same { k, v } => append::Outputs::Same { k, v },
+            Self::E4m3 { k, v, k_scale, v_scale } => append::Outputs::Computed { k, v, k_scale, v_scale },
+        }
+    }
+
+    /// As what decoding reads.
+    pub fn seen(&self) -> KeyValues<'_, T> {
+        match self {
+            Self::Same { k, v } => KeyValues::Same { k, v },
+            Self::E4m3 { k, v, k_scale, v_scale } => KeyValues::E4m3 { k, v, k_scale, v_scale },
+        }
+    }
+}
+
+const WHAT: &str = "allocate pages";
+/// Codes of 8 bits with a scale for each token and head.
+pub(super) const E4M3: CacheType = CacheType::E4m3(Scales::Token);
+
+/// Zeros: what no token was written to must be finite.
+fn zeros<E: DeviceRepr + ValidAsZeroBits>(stream: &Arc<CudaStream>, elements: usize) -> Result<CudaSlice<E>> {
+    stream.alloc_zeros(elements).map_err(|e| driver(e, WHAT))
 }
 
 impl<T: Element> Cache<T> {
-    pub(super) fn new(stream: &Arc<CudaStream>, config: &Config, pages: usize, page_size: usize) -> Result<Self> {
+    pub(super) fn new(
+        stream: &Arc<CudaStream>,
+        config: &Config,
+        kind: CacheType,
+        pages: usize,
+        page_size: usize,
+    ) -> Result<Self> {
         let table = Pages::new(pages, page_size)?;
-        let elements = (pages * page_size).checked_mul(config.keys());
-        let elements = elements.ok_or(Error::OutOfMemory { what: "allocate pages" })?;
-        // Zeros: what no token was written to must be finite.
-        let memory = || stream.alloc_zeros::<T>(elements).map_err(|e| driver(e, "allocate pages"));
-        let pools = (0..config.layers).map(|_| Ok(Pool { k: memory()?, v: memory()? })).collect::<Result<_>>()?;
-        Ok(Self { config: *config, pages: table, pools, last: None })
+        let rows = (pages * page_size).checked_mul(config.key_heads).ok_or(Error::OutOfMemory { what: WHAT })?;
+        let pools = (0..config.layers).map(|_| Pool::new(stream, kind, rows, config.head_dim));
+        Ok(Self { config: *config, kind, pages: table, pools: pools.collect::<Result<_>>()?, last: None })
+    }
+
+    /// What a pass must know of it.
+    pub(super) fn places(&self) -> Places {
+        Places { kind: self.kind, pages: self.pages.total(), page_size: self.pages.page_size() }
     }
 
     /// Tokens of a sequence.
@@ -54,7 +104,8 @@ impl<T: Element> Cache<T> {
         self.pages.is_empty(sequence)
     }
 
-    /// Cuts a sequence back to its first `len` tokens, to go on from there in another way.
+    /// Cuts a sequence back to its first `len` tokens, to go on from there in another way. Tokens of a prefix have seen one another: what
+    /// is left of a prefix that was cut remembers the rest.
     ///
     /// # Errors
     /// [`Error::Shape`] ← it is not open; [`Error::Range`] ← it is shorter.
@@ -76,8 +127,22 @@ impl<T: Element> Cache<T> {
     }
 }
 
-/// Steps in a pool: heads before places, so that a head's part of a page is one piece.
-pub(super) fn pool_stride(config: &Config, page_size: usize) -> Stride {
-    let head = page_size * config.head_dim;
-    Stride { batch: (head * config.key_heads) as i64, token: config.head_dim as i64, head: head as i64 }
+/// A cache's pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Places {
+    pub kind: CacheType,
+    pub pages: usize,
+    pub page_size: usize,
+}
+
+impl Places {
+    pub fn cache(&self) -> decode::Cache {
+        decode::Cache::Paged { pages: self.pages, page_size: self.page_size, table: self.pages }
+    }
+
+    /// Steps of rows of so many elements: heads before places, so that a head's part of a page is one piece.
+    pub fn stride(&self, config: &Config, row: usize) -> Option<Stride> {
+        let head = self.page_size * row;
+        Some(Stride { batch: (head * config.key_heads) as i64, token: row as i64, head: head as i64 })
+    }
 }

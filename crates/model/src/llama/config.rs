@@ -151,7 +151,7 @@ impl Config {
             let (hi, got) = (MAX_HEAD_DIM as i64, self.head_dim as i64);
             return Err(Error::Range { op: OP, arg: "head_dim", at: None, lo: 8, hi, got });
         }
-        Ok(())
+        self.rope.check()
     }
 }
 

@@ -49,9 +49,10 @@ use crate::checkpoint::Checkpoint;
 use crate::decoder::{Frame, FrameNames, check_rows};
 use crate::ends::Ends;
 use cudarc::driver::{CudaSlice, CudaStream};
+use lookback_decode::CacheType;
 use lookback_device::{DeviceInfo, Element, Error, Result, driver};
 use lookback_nn::rotary;
-use pass::{Batch, Pass, Places, Seen, Sizes};
+use pass::{Batch, Pass, Seen, Sizes};
 use std::sync::Arc;
 use weights::Layer;
 
@@ -126,7 +127,21 @@ impl<T: Element> Llama<T> {
     /// # Errors
     /// [`Error::Range`] ← no page, no token in a page, or too many; [`Error::OutOfMemory`].
     pub fn cache(&self, pages: usize, page_size: usize) -> Result<Cache<T>> {
-        Cache::new(&self.stream, &self.config, pages, page_size)
+        Cache::new(&self.stream, &self.config, CacheType::Same, pages, page_size)
+    }
+
+    /// The same in 8 bits (e4m3), with a scale for each token and head: `1 + 4 / D` bytes an element instead of 2. Prompts see their
+    /// own keys and values as they were made, later tokens see them rounded to 4 significant bits. Heads are multiples of 16.
+    ///
+    /// # Errors
+    /// Those of [`cache`](Self::cache); [`Error::Shape`] ← heads of another size.
+    pub fn cache_e4m3(&self, pages: usize, page_size: usize) -> Result<Cache<T>> {
+        let head_dim = self.config.head_dim;
+        if !head_dim.is_multiple_of(16) {
+            let want = "a multiple of 16 for a cache of 8 bits".into();
+            return Err(Error::Shape { op: OP, arg: "head_dim", want, got: vec![head_dim as u64] });
+        }
+        Cache::new(&self.stream, &self.config, cache::E4M3, pages, page_size)
     }
 
     /// The logits that follow every token of one sequence, `[tokens, vocabulary]`. Keeps nothing.
@@ -187,10 +202,9 @@ impl<T: Element> Llama<T> {
         let run = |cache: &mut Cache<T>| {
             let (sizes, mut batch) = pack(&tokens, &before, Seen::Cached, Some(cache));
             batch.table = cache.pages.table(&sequences)?;
-            let mut pass = match cache.last.take() {
-                Some(pass) if pass.sizes == sizes => pass,
-                _ => Pass::new(self, sizes)?,
-            };
+            // A pass of other sizes gives its memory back before the next one takes some.
+            let kept = cache.last.take().filter(|pass| pass.sizes == sizes);
+            let mut pass = kept.map_or_else(|| Pass::new(self, sizes), Ok)?;
             let logits = pass.run(self, &batch, &mut cache.pools)?;
             cache.last = Some(pass);
             Ok(logits)
@@ -227,7 +241,7 @@ impl<T: Element> Llama<T> {
 }
 
 /// Prompts as a pass reads them.
-fn begin<T>(prompts: &[Prompt<'_>], cache: Option<&Cache<T>>) -> (Sizes, Batch) {
+fn begin<T: Element>(prompts: &[Prompt<'_>], cache: Option<&Cache<T>>) -> (Sizes, Batch) {
     let tokens: Vec<&[i32]> = prompts.iter().map(|prompt| prompt.tokens).collect();
     let prefixes = prompts.iter().any(|prompt| prompt.prefix > 0);
     let (sizes, mut batch) = pack(&tokens, &vec![0; prompts.len()], Seen::Own { prefixes }, cache);
@@ -236,7 +250,7 @@ fn begin<T>(prompts: &[Prompt<'_>], cache: Option<&Cache<T>>) -> (Sizes, Batch) 
 }
 
 /// Tokens of sequences, one after the other, where each sequence has so many tokens before them.
-fn pack<T>(tokens: &[&[i32]], before: &[usize], seen: Seen, cache: Option<&Cache<T>>) -> (Sizes, Batch) {
+fn pack<T: Element>(tokens: &[&[i32]], before: &[usize], seen: Seen, cache: Option<&Cache<T>>) -> (Sizes, Batch) {
     let mut batch = Batch { starts: vec![0], ..Batch::default() };
     for (tokens, before) in tokens.iter().zip(before) {
         batch.ids.extend_from_slice(tokens);
@@ -249,7 +263,7 @@ fn pack<T>(tokens: &[&[i32]], before: &[usize], seen: Seen, cache: Option<&Cache
         tokens: batch.ids.len(),
         longest: tokens.iter().map(|tokens| tokens.len()).max().unwrap_or(0),
         asked: tokens.len(),
-        pages: cache.map(|cache| Places { pages: cache.pages.total(), page_size: cache.pages.page_size() }),
+        pages: cache.map(Cache::places),
         seen,
     };
     (sizes, batch)

@@ -1,6 +1,6 @@
 //! Plans and memory of one pass over tokens of some sequences, which lie one after the other.
 
-use super::cache::{Pool, pool_stride};
+use super::cache::{Places, Pool};
 use super::{Config, Llama};
 use crate::decoder::Extent;
 use crate::ends::{self, Asked};
@@ -27,13 +27,6 @@ pub(super) struct Sizes {
     /// Where the pass's keys are kept, if they are.
     pub pages: Option<Places>,
     pub seen: Seen,
-}
-
-/// A cache's pages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Places {
-    pub pages: usize,
-    pub page_size: usize,
 }
 
 /// The keys that queries meet.
@@ -86,28 +79,24 @@ enum Mixer {
     Cached(Box<Lean>),
 }
 
-impl Places {
-    fn cache(self) -> decode::Cache {
-        decode::Cache::Paged { pages: self.pages, page_size: self.page_size, table: self.pages }
-    }
-}
-
 /// The plan that keeps a pass's keys and values.
 fn keep<T: Element>(model: &Llama<T>, tokens: usize, sequences: usize, places: Places) -> Result<append::Plan> {
     let Config { key_heads, head_dim, .. } = model.config;
     let [turned, projected] = strides(&model.config);
-    let pool = Some(pool_stride(&model.config, places.page_size));
+    let (rows, scales) = (places.stride(&model.config, head_dim), places.stride(&model.config, 1));
     let shape = append::Shape {
         strides: append::Strides {
             k_new: Some(turned),
             v_new: Some(projected),
-            k: pool,
-            v: pool,
-            ..Default::default()
+            k: rows,
+            v: rows,
+            k_scale: scales,
+            v_scale: scales,
         },
         ..append::Shape::packed(tokens, sequences, key_heads, head_dim, places.cache())
     };
-    append::Plan::new(&shape, &append::Options::new::<T>(), &model.device)
+    let options = append::Options { cache: places.kind, ..append::Options::new::<T>() };
+    append::Plan::new(&shape, &options, &model.device)
 }
 
 impl Mixer {
@@ -132,15 +121,22 @@ impl Mixer {
                 Ok(Self::Own(Box::new(attention::Plan::new(&shape, &options, device)?)))
             }
             (Seen::Cached, Some(places)) => {
-                let pool = Some(pool_stride(config, places.page_size));
+                let (rows, scales) = (places.stride(config, head_dim), places.stride(config, 1));
                 let shape = decode::Shape {
                     query_len: longest,
                     packed: Some(tokens),
-                    strides: decode::Strides { q: Some(turned), k: pool, v: pool, ..Default::default() },
+                    strides: decode::Strides {
+                        q: Some(turned),
+                        k: rows,
+                        v: rows,
+                        o: None,
+                        k_scale: scales,
+                        v_scale: scales,
+                    },
                     ..decode::Shape::new(sequences, heads, key_heads, head_dim, places.cache())
                 };
                 let left = window.map(|window| window as u32);
-                let options = decode::Options { left, ..decode::Options::new::<T>(&shape) };
+                let options = decode::Options { cache: places.kind, left, ..decode::Options::new::<T>(&shape) };
                 Lean::new(stream, device, &shape, &options).map(Self::Cached)
             }
             (Seen::Cached, None) => {
@@ -186,7 +182,7 @@ impl Words {
         }
     }
 
-    /// The words of a batch, as long as the sizes allow.
+    /// The words of a batch. Tables end where they end: the rest stays as it is and is not read.
     fn fill(&self, batch: &Batch) -> Vec<i32> {
         let mut words = batch.ids.clone();
         let Table { indptr, indices, lengths } = &batch.table;
@@ -202,7 +198,6 @@ impl Words {
             words.resize(part.start, 0);
             words.extend(values);
         }
-        words.resize(self.indices.end, 0);
         words
     }
 }
@@ -278,8 +273,7 @@ impl<T: Element> Pass<T> {
             let v = projected.slice(model.config.queries() + model.config.keys()..);
             let mut pool = pools.next();
             if let (Some(plan), Some(pool)) = (&self.append, &mut pool) {
-                let kept = append::Outputs::Same { k: &mut pool.k, v: &mut pool.v };
-                plan.run(stream, &append::Inputs::requests(&k, &v, lengths), kept, None)?;
+                plan.run(stream, &append::Inputs::requests(&k, &v, lengths), pool.kept(), None)?;
             }
             // o = softmax(q kᵀ / √D) v
             match (&mut self.mixer, pool) {
@@ -293,7 +287,7 @@ impl<T: Element> Pass<T> {
                     plan.run(stream, &inputs, attention::Outputs::<T>::of(o))?;
                 }
                 (Mixer::Cached(lean), Some(pool)) => {
-                    let inputs = decode::Inputs::of(&q, &pool.k, &pool.v, lengths);
+                    let inputs = decode::Inputs { q: &q, cache: pool.seen(), lengths, alibi_slopes: None, sink: None };
                     lean.run(stream, &inputs, decode::Outputs::of(o))?;
                 }
                 (Mixer::Cached(_), None) => {}

@@ -1,7 +1,7 @@
 //! Rotary angles of models that were stretched to longer contexts after their training.
 
 use crate::settings::Settings;
-use lookback_device::Result;
+use lookback_device::{Error, Result};
 use std::f64::consts::TAU;
 
 /// Greatest factor and length that is believed.
@@ -56,6 +56,20 @@ impl Rope {
                 Err(settings.error("rope_type", problem))
             }
         }
+    }
+
+    /// # Errors
+    /// [`Error::Range`] ← numbers that make no angles.
+    pub(super) fn check(&self) -> Result<()> {
+        let is_good = |number: f64| number > 0.0 && number <= MAX;
+        let (arg, got) = match *self {
+            Rope::Linear { factor } | Rope::Llama3 { factor, .. } if !is_good(factor) => ("factor", factor),
+            Rope::Llama3 { original, .. } if !is_good(original) => ("original", original),
+            Rope::Llama3 { low, .. } if !is_good(low) => ("low", low),
+            Rope::Llama3 { low, high, .. } if !(is_good(high) && high > low) => ("high", high),
+            _ => return Ok(()),
+        };
+        Err(Error::Range { op: "llama", arg, at: None, lo: 1, hi: MAX as i64, got: got as i64 })
     }
 
     /// Radians of a position, one for each pair of `head_dim` entries; `None` where they are the powers of the base.
