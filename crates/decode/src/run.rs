@@ -258,7 +258,6 @@ impl Plan {
             first: options.sink_tokens.min(EVERYWHERE),
             scale: options.scale,
             softcap: options.softcap.unwrap_or(0.0),
-            ..bytemuck::Zeroable::zeroed()
         }
     }
 }
