@@ -50,6 +50,8 @@ pub struct Case {
     pub scale: f32,
     pub softcap: f32,
     pub out: Out,
+    /// Whether lse is asked for.
+    pub with_lse: bool,
     /// Channels and tokens of NaN behind those of the inputs, and as many that are not written behind those of the output.
     pub padding: bool,
 }
@@ -88,6 +90,7 @@ impl Case {
             scale: 1.0,
             softcap: 0.0,
             out: Out::Same,
+            with_lse: true,
             padding: true,
         }
     }
@@ -385,7 +388,7 @@ pub fn run<T: Element>(case: &Case, data: &Data) -> Forward {
         let (mut narrow, mut wide, mut lse) = (narrow.view_mut(), wide.view_mut(), lse.view_mut());
         let (o, _o) = if case.out == Out::Same { narrow.device_ptr_mut(&stream) } else { wide.device_ptr_mut(&stream) };
         let (lse, _lse) = lse.device_ptr_mut(&stream);
-        let args = layout.at(at, o, lse);
+        let args = layout.at(at, o, if case.with_lse { lse } else { 0 });
         // SAFETY: the buffers hold what the contract reads and writes, and outlive the launch.
         unsafe { launch(&stream, case.kernel::<T>(), case.grid(), &args) }.unwrap_or_else(|e| panic!("{e}"));
     }

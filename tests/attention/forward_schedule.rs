@@ -155,7 +155,18 @@ fn forward_lists_are_not_followed_outside() {
     }
 }
 
-/// Without lse; and windows, prefixes and intervals of any numbers.
+#[test]
+fn forward_without_lse() {
+    for out in [Out::Same, Out::F32] {
+        let case = Case { out, ..Case::causal(70, 90, 2, 64, 64) };
+        let data = Data::new::<f16>(&case, 10);
+        let bare = run::<f16>(&Case { with_lse: false, ..case.clone() }, &data);
+        assert_eq!(bare.o, run::<f16>(&case, &data).o);
+        assert!(bare.lse.iter().all(|lse| lse.is_nan()));
+    }
+}
+
+/// Windows, prefixes and intervals of any numbers.
 #[test]
 fn forward_numbers_of_any_size() {
     let case = Case::new(70, 100, 1, 64, 64);
