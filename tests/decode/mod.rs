@@ -13,6 +13,7 @@ mod determinism;
 mod hostile;
 mod kernel_case;
 mod kernel_counters;
+mod kernel_data;
 mod kernel_limits;
 mod kernel_mutants;
 mod kernel_oracle;
