@@ -1,5 +1,5 @@
 //! New keys and values into a cache: in one launch they are turned by their positions, if that is wanted, rounded to 8 bits, if the cache
-//! has them, and scattered to where [`Cache`](crate::Cache) keeps them.
+//! has them, and scattered to where [`Cache`] keeps them.
 //!
 //! Where a token belongs is said by a slot for each ([`Place::Slots`]: what [`Pages::slots`](crate::pages::Pages::slots) gives), or by the lengths and page
 //! tables that decoding reads ([`Place::Requests`], [`Place::Packed`]), which can stay the same memory in a graph that is replayed.
