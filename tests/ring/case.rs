@@ -4,7 +4,7 @@ use lookback_device::{Element, cudarc::driver::CudaSlice};
 use lookback_reference::attention::{Attention, Forward, Inputs, Mask, forward};
 use lookback_ring::{
     Layout, Partition, Result, Visible,
-    attention::{self, Options, Outputs, Plan, Shape, Workspace},
+    attention::{self, Options, Outputs, Plan, Shape},
     schedule::Kind,
     transport::{Staged, Transport, local},
 };
@@ -76,18 +76,21 @@ impl Case {
         }
     }
 
-    pub fn oracle(&self, q: &[f64], k: &[f64], v: &[f64]) -> Forward {
+    /// The whole, with `intervals` for its mask.
+    pub fn attention<'a>(&self, intervals: &'a [i32]) -> Attention<'a> {
         let Self { batch, heads, key_heads, dim: (head_dim, value_dim), .. } = *self;
-        let intervals = self.intervals();
         let tokens = self.layout.tokens;
-        let attention = Attention {
+        Attention {
             key_heads,
             value_dim,
             softcap: self.softcap.map(f64::from),
-            mask: Mask { intervals: Some(&intervals), ..Mask::FULL },
+            mask: Mask { intervals: Some(intervals), ..Mask::FULL },
             ..Attention::dense(batch, tokens, tokens, heads, head_dim)
-        };
-        forward(&attention, &Inputs { q, k, v })
+        }
+    }
+
+    pub fn oracle(&self, q: &[f64], k: &[f64], v: &[f64]) -> Forward {
+        forward(&self.attention(&self.intervals()), &Inputs { q, k, v })
     }
 
     /// Every rank's `o` and `lse`, put together.
@@ -119,7 +122,7 @@ impl Case {
         let shape = self.shape();
         let options = Options { kind: self.kind, softcap: self.softcap, ..Options::new(&shape, T::DTYPE) };
         let plan = Plan::new(&shape, &options, &self.layout, &self.visible, rank, &device::info())?;
-        let mut workspace = Workspace::new(&stream, &plan)?;
+        let mut workspace = plan.workspace(&stream)?;
         let rows = self.batch * plan.tokens() * self.heads;
         let mut o = Guarded::<T>::poisoned(rows * shape.value_dim, 0);
         let mut lse = Guarded::<f32>::poisoned(rows, 0);

@@ -8,7 +8,7 @@ use lookback_device::{
 };
 use lookback_ring::{
     Partition, Visible,
-    attention::{Inputs, Options, Outputs, Plan, Workspace},
+    attention::{Inputs, Options, Outputs, Plan},
     schedule::Kind,
     transport::{Message, Staged, Transport, local},
 };
@@ -98,7 +98,7 @@ fn rank(case: &Case, mut end: Saboteur) -> (Result<()>, Duration) {
     let shape = case.shape();
     let options = Options { kind: case.kind, ..Options::new(&shape, bf16::DTYPE) };
     let plan = Plan::new(&shape, &options, &case.layout, &case.visible, end.rank(), &device::info()).unwrap();
-    let mut workspace = Workspace::new(&stream, &plan).unwrap();
+    let mut workspace = plan.workspace(&stream).unwrap();
     let rows = plan.tokens() * case.heads;
     let ones = |heads: usize| upload_as::<bf16>(&vec![1.0; plan.tokens() * heads * 32]);
     let (q, k, v) = (ones(case.heads), ones(case.key_heads), ones(case.key_heads));

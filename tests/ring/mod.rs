@@ -1,4 +1,5 @@
 //! Sequences that are dealt to several ranks, each a thread with its own stream on the same device.
 mod attention;
+mod backward;
 pub mod case;
 mod faults;

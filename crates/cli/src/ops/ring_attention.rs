@@ -17,7 +17,7 @@ use lookback_device::{DType, DeviceInfo, Element, cu_seqlens, cudarc::driver::Cu
 use lookback_reference::attention as reference;
 use lookback_ring::{
     FAR, Layout, Partition, Visible, World,
-    attention::{Inputs as RingInputs, Options, Outputs, Plan, Shape, Workspace},
+    attention::{Inputs as RingInputs, Options, Outputs, Plan, Shape},
     schedule::Kind,
     transport::{Transport, local, tcp},
 };
@@ -149,7 +149,7 @@ impl Job {
         let stream = context.new_stream().map_err(|e| driver(e, "a rank's stream"))?;
         let session = Session { context: context.clone(), stream: stream.clone(), info: info.clone() };
         let plan = Plan::new(&self.shape, &self.options, &self.layout, &self.visible, rank, &info)?;
-        let mut workspace = Workspace::new(&stream, &plan)?;
+        let mut workspace = plan.workspace(&stream)?;
         let q = session.upload(&self.part(rank, q, heads * head_dim))?;
         let k = session.upload(&self.part(rank, k, key_heads * head_dim))?;
         let v = session.upload(&self.part(rank, v, key_heads * value_dim))?;

@@ -2,22 +2,38 @@
 
 use super::{
     Options, Shape,
-    op::{Mail, Op, attend, copy, merge},
-    view::{Arena, Base, View},
+    op::{Mail, Op, copy},
+    view::{Arena, Base, Segment, View},
 };
 use crate::{
     Cover, DeviceInfo, Error, Layout, Result, Visible,
-    schedule::{Block, Item, Job, Parcel, Schedule, Transfer},
+    schedule::{Block, Item, Job, Parcel, Pass, Schedule, Transfer},
 };
 use lookback_device::DType;
 use std::ops::Range;
 
-/// Numbers of the caller's tensors.
+/// Numbers of the caller's tensors; the last five are those of a backward pass.
 pub(super) const Q: Base = Base::Tensor(0);
 pub(super) const K: Base = Base::Tensor(1);
 pub(super) const V: Base = Base::Tensor(2);
 pub(super) const O: Base = Base::Tensor(3);
 pub(super) const LSE: Base = Base::Tensor(4);
+pub(super) const D_O: Base = Base::Tensor(5);
+pub(super) const D_LSE: Base = Base::Tensor(6);
+pub(super) const DQ: Base = Base::Tensor(7);
+pub(super) const DK: Base = Base::Tensor(8);
+pub(super) const DV: Base = Base::Tensor(9);
+
+/// One of the tensors that an item consists of.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    width: usize,
+    dtype: DType,
+    /// Rows of key heads, not of query heads.
+    of_keys: bool,
+    /// `[batch, heads, tokens, width]`.
+    head_major: bool,
+}
 
 /// Rows of a parcel that lie in one place.
 #[derive(Debug, Clone)]
@@ -45,7 +61,7 @@ pub(super) enum Axis {
 }
 
 impl Axis {
-    fn len(&self, layout: &Layout) -> usize {
+    pub fn len(&self, layout: &Layout) -> usize {
         match self {
             Axis::Of(_, tokens) => tokens.len(),
             Axis::All => layout.tokens,
@@ -68,15 +84,6 @@ impl Axis {
     }
 }
 
-/// A running result of this rank's own queries, for some heads.
-#[derive(Debug, Clone)]
-pub(super) struct Running {
-    pub heads: Range<usize>,
-    /// f32.
-    pub o: View,
-    pub lse: View,
-}
-
 pub(super) struct Compiler<'a> {
     pub shape: Shape,
     pub options: Options,
@@ -89,6 +96,7 @@ pub(super) struct Compiler<'a> {
     /// Intervals of rows, four numbers each.
     pub tables: Vec<i32>,
     pub step: usize,
+    pass: Pass,
     held: Vec<Held>,
     /// Items whose rows lie in the order of positions, with their heads.
     gathered: Vec<(Item, Range<usize>, Vec<View>)>,
@@ -98,6 +106,7 @@ impl<'a> Compiler<'a> {
     pub fn new(
         shape: Shape,
         options: Options,
+        pass: Pass,
         job: &'a Job,
         visible: &'a Visible,
         rank: usize,
@@ -105,19 +114,26 @@ impl<'a> Compiler<'a> {
     ) -> Self {
         let (arena, ops, tables) = (Arena::default(), Vec::new(), Vec::new());
         let (held, gathered) = (Vec::new(), Vec::new());
-        Self { shape, options, job, visible, rank, device, arena, ops, tables, step: 0, held, gathered }
+        Self { shape, options, job, visible, rank, device, arena, ops, tables, step: 0, pass, held, gathered }
     }
 
-    /// What an item consists of: entries of a row, their type, and whether rows are of key heads.
-    fn parts(&self, item: Item) -> Vec<(usize, DType, bool)> {
+    /// What an item consists of.
+    fn parts(&self, item: Item) -> Vec<Part> {
         let Shape { head_dim, value_dim, .. } = self.shape;
-        let dtype = self.options.dtype;
-        match item {
-            Item::Keys => vec![(head_dim, dtype, true), (value_dim, dtype, true)],
-            Item::Queries => vec![(head_dim, dtype, false)],
-            Item::Partial => vec![(value_dim, dtype, false), (1, DType::F32, false)],
-            Item::QueryGradients => vec![(head_dim, DType::F32, false)],
-            Item::KeyGradients => vec![(head_dim, DType::F32, true), (value_dim, DType::F32, true)],
+        let rows = |width, dtype, of_keys| Part { width, dtype, of_keys, head_major: false };
+        let (dtype, sums) = (self.options.dtype, DType::F32);
+        match (item, self.pass) {
+            (Item::Keys, _) => vec![rows(head_dim, dtype, true), rows(value_dim, dtype, true)],
+            (Item::Queries, Pass::Forward) => vec![rows(head_dim, dtype, false)],
+            // do, and what the backward pass of a row needs of its result.
+            (Item::Queries, Pass::Backward) => vec![
+                rows(head_dim, dtype, false),
+                rows(value_dim, dtype, false),
+                Part { head_major: true, ..rows(2, sums, false) },
+            ],
+            (Item::Partial, _) => vec![rows(value_dim, dtype, false), rows(1, sums, false)],
+            (Item::QueryGradients, _) => vec![rows(head_dim, sums, false)],
+            (Item::KeyGradients, _) => vec![rows(head_dim, sums, true), rows(value_dim, sums, true)],
         }
     }
 
@@ -128,10 +144,12 @@ impl<'a> Compiler<'a> {
 
     /// New memory for an item of so many tokens, from this step on.
     pub fn allocate(&mut self, item: Item, tokens: usize, heads: &Range<usize>) -> Vec<View> {
-        let shape = |c: &Self, (width, dtype, of_keys): (usize, DType, bool)| {
-            View::dense(Q, [c.shape.batch, tokens, c.heads(heads, of_keys).len(), width], dtype)
+        let view = |c: &Self, part: Part| {
+            let heads = c.heads(heads, part.of_keys).len();
+            let dense = View::dense(Q, [c.shape.batch, tokens, heads, part.width], part.dtype);
+            if part.head_major { dense.head_major() } else { dense }
         };
-        let views: Vec<View> = self.parts(item).into_iter().map(|part| shape(self, part)).collect();
+        let views: Vec<View> = self.parts(item).into_iter().map(|part| view(self, part)).collect();
         let sizes: Vec<usize> = views.iter().map(View::bytes).collect();
         let (base, starts) = self.arena.allocate(&sizes, self.step);
         views.into_iter().zip(starts).map(|(view, at)| View { base, at, ..view }).collect()
@@ -141,21 +159,29 @@ impl<'a> Compiler<'a> {
         self.held.push(Held { parcel, pieces });
     }
 
-    /// The caller's tensors.
-    pub fn hold_own(&mut self) {
-        let Shape { batch, head_dim, value_dim, .. } = self.shape;
+    /// The caller's keys, and queries with what else belongs to them.
+    pub fn hold_own(&mut self, of_queries: &[View]) {
+        let Shape { batch, head_dim, value_dim, heads, key_heads } = self.shape;
         let tokens = self.job.layout.len(self.rank);
-        let Job { heads, key_heads, .. } = *self.job;
-        let dtype = self.options.dtype;
-        let dense = |base, heads, width| View::dense(base, [batch, tokens, heads, width], dtype);
+        let dense = |base, heads, width| View::dense(base, [batch, tokens, heads, width], self.options.dtype);
         let own = |item| Parcel { item, owner: self.rank, tokens: 0..tokens, heads: 0..heads };
         let piece = |views| vec![Piece { tokens: 0..tokens, views }];
-        let queries = vec![dense(Q, heads, head_dim)];
+        let queries = [&[dense(Q, heads, head_dim)], of_queries].concat();
         let keys = vec![dense(K, key_heads, head_dim), dense(V, key_heads, value_dim)];
         let both = [(own(Item::Queries), piece(queries)), (own(Item::Keys), piece(keys))];
         for (parcel, pieces) in both {
             self.hold(parcel, pieces);
         }
+    }
+
+    /// The parcel that is held of an item, whatever its tokens.
+    pub fn held(&self, item: Item, owner: usize, heads: &Range<usize>) -> Option<Parcel> {
+        let is_it = |h: &&Held| {
+            let Parcel { item: i, owner: o, heads: all, .. } = &h.parcel;
+            (*i, *o) == (item, owner) && all.start <= heads.start && all.end >= heads.end
+        };
+        let held = self.held.iter().rev().find(is_it);
+        held.map(|h| Parcel { heads: heads.clone(), ..h.parcel.clone() })
     }
 
     /// Where the rows of a parcel lie on this rank.
@@ -169,8 +195,10 @@ impl<'a> Compiler<'a> {
                 && heads.end >= wanted.heads.end
         };
         let held = self.held.iter().rev().find(covers).cloned();
-        let held =
-            held.ok_or_else(|| Error::NoKernel { op: super::OP, request: format!("{wanted:?}, which is not there") })?;
+        let held = held.ok_or_else(|| Error::NoKernel {
+            op: super::forward::OP,
+            request: format!("{wanted:?}, which is not there"),
+        })?;
         let parts = self.parts(wanted.item);
         let mut found = Vec::new();
         for piece in held.pieces {
@@ -178,8 +206,9 @@ impl<'a> Compiler<'a> {
             if start >= end {
                 continue;
             }
-            let views = piece.views.iter().zip(&parts).map(|(view, (_, _, of_keys))| {
-                let (all, some) = (self.heads(&held.parcel.heads, *of_keys), self.heads(&wanted.heads, *of_keys));
+            let views = piece.views.iter().zip(&parts).map(|(view, part)| {
+                let of = |heads| self.heads(heads, part.of_keys);
+                let (all, some) = (of(&held.parcel.heads), of(&wanted.heads));
                 let heads = some.start - all.start..some.end - all.start;
                 view.heads(&heads).tokens(&(start - piece.tokens.start..end - piece.tokens.start))
             });
@@ -191,30 +220,36 @@ impl<'a> Compiler<'a> {
         Ok(found)
     }
 
-    /// Bytes of a message: part after part, row after row of the batch, token after token.
-    fn segments(&mut self, pieces: &[Piece], due: usize) -> Result<Vec<super::view::Segment>> {
+    /// Bytes of a message: part after part, row after row of the batch, token after token (or head after head, where heads come first).
+    fn segments(&mut self, pieces: &[Piece], due: usize) -> Result<Vec<Segment>> {
         let mut segments = Vec::new();
         let parts = pieces.first().map_or(0, |piece| piece.views.len());
         for part in 0..parts {
             let mut packed = Vec::new();
             for piece in pieces {
                 let view = piece.views[part];
-                let to = if view.is_packed() {
+                let to = if view.is_packed() || view.is_head_major() {
                     view
                 } else {
                     let (base, _) = self.arena.allocate(&[view.bytes()], self.step);
-                    let to = View {
-                        base,
-                        ..View::dense(base, [view.batch, view.tokens, view.heads, view.width], view.dtype)
-                    };
+                    let to = View::dense(base, [view.batch, view.tokens, view.heads, view.width], view.dtype);
                     self.ops.push(copy(view, to, false, self.device)?);
                     to
                 };
                 self.arena.touch(to.base, due);
                 packed.push(to);
             }
+            let head_major = packed.iter().any(|view| !view.is_packed());
+            let heads = packed.first().map_or(0, |view| view.heads);
             for batch in 0..self.shape.batch {
-                segments.extend(packed.iter().flat_map(|view| view.row(batch).segments()));
+                let rows = packed.iter().map(|view| view.row(batch));
+                if head_major {
+                    let of_head =
+                        |head: usize| rows.clone().flat_map(move |row| row.heads(&(head..head + 1)).segments());
+                    segments.extend((0..heads).flat_map(of_head));
+                } else {
+                    segments.extend(rows.flat_map(|row| row.segments()));
+                }
             }
         }
         Ok(segments)
@@ -240,7 +275,7 @@ impl<'a> Compiler<'a> {
     }
 
     /// The runs of a parcel's tokens in tensors in the order of positions.
-    fn by_position(&self, views: &[View], parcel: &Parcel) -> Vec<Piece> {
+    pub fn by_position(&self, views: &[View], parcel: &Parcel) -> Vec<Piece> {
         let mut first = 0;
         let mut pieces = Vec::new();
         for run in self.job.layout.runs(parcel.owner) {
@@ -275,7 +310,7 @@ impl<'a> Compiler<'a> {
     }
 
     /// One launch's rows: of one rank, or of all in the order of positions, with this rank's own copied there.
-    fn axis(&mut self, parcels: &[Parcel]) -> Result<(Axis, Vec<View>)> {
+    pub fn axis(&mut self, parcels: &[Parcel]) -> Result<(Axis, Vec<View>)> {
         if let [parcel] = parcels {
             let mut pieces = self.find(parcel)?;
             let views = pieces.pop().map(|piece| piece.views).unwrap_or_default();
@@ -303,7 +338,7 @@ impl<'a> Compiler<'a> {
     }
 
     /// How rows of queries see rows of keys.
-    fn cover(&self, queries: &Axis, keys: &Axis) -> Cover {
+    pub fn cover(&self, queries: &Axis, keys: &Axis) -> Cover {
         let layout = &self.job.layout;
         let row = |row: usize| {
             let [a, b] = self.visible.from(queries.position(layout, row));
@@ -347,57 +382,6 @@ impl<'a> Compiler<'a> {
             fold(self, &parcel, &pieces)?;
         }
         self.step += 1;
-        Ok(())
-    }
-
-    /// A block of the forward pass: own queries into the running result, others' into memory that is sent home.
-    pub fn forward_block(&mut self, block: &Block, running: &[Running]) -> Result<()> {
-        let (queries, q) = self.axis(&block.queries)?;
-        let (keys, kv) = self.axis(&block.keys)?;
-        let cover = self.cover(&queries, &keys);
-        let heads = &block.queries[0].heads;
-        let own = match &queries {
-            Axis::Of(owner, tokens) if *owner == self.rank => {
-                running.iter().find(|r| r.heads == *heads).map(|r| vec![r.o.tokens(tokens), r.lse.tokens(tokens)])
-            }
-            _ => None,
-        };
-        let merges = own.is_some();
-        let out = match own {
-            Some(views) => views,
-            None => self.allocate(Item::Partial, queries.len(&self.job.layout), heads),
-        };
-        let kernel = attend(self, &cover, [q[0], kv[0], kv[1]], [out[0], out[1]], merges)?;
-        self.ops.extend(kernel);
-        if merges {
-            return Ok(());
-        }
-        for parcel in &block.queries {
-            let result = Parcel { item: Item::Partial, ..parcel.clone() };
-            let pieces = match &queries {
-                Axis::All => self.by_position(&out, &result),
-                Axis::Of(..) => vec![Piece { tokens: parcel.tokens.clone(), views: out.clone() }],
-            };
-            if parcel.owner == self.rank {
-                self.fold_partial(&result, &pieces, running)?;
-            } else {
-                self.hold(result, pieces);
-            }
-        }
-        Ok(())
-    }
-
-    /// Merges a result for own queries into the running one.
-    pub fn fold_partial(&mut self, parcel: &Parcel, pieces: &[Piece], running: &[Running]) -> Result<()> {
-        let within = |r: &&Running| r.heads.start <= parcel.heads.start && r.heads.end >= parcel.heads.end;
-        let Some(running) = running.iter().find(within) else {
-            return Err(Error::NoKernel { op: super::OP, request: format!("{parcel:?}, whose heads have no result") });
-        };
-        let heads = parcel.heads.start - running.heads.start..parcel.heads.end - running.heads.start;
-        for Piece { tokens, views } in pieces {
-            let (o, lse) = (running.o.heads(&heads).tokens(tokens), running.lse.heads(&heads).tokens(tokens));
-            self.ops.push(merge([views[0], views[1]], [o, lse], self.device)?);
-        }
         Ok(())
     }
 

@@ -33,6 +33,13 @@ impl View {
         Self { base, at: 0, batch, tokens, heads, width, stride: Stride::dense(tokens, heads, width), dtype }
     }
 
+    /// The same extents with heads before tokens, `[batch, heads, tokens, width]`.
+    pub fn head_major(self) -> Self {
+        let (tokens, width) = (self.tokens as i64, self.width as i64);
+        let stride = Stride { batch: tokens * width * self.heads as i64, token: width, head: tokens * width };
+        Self { stride, ..self }
+    }
+
     fn moved(self, index: usize, stride: i64) -> Self {
         Self { at: self.at + index as u64 * stride as u64 * self.dtype.size() as u64, ..self }
     }
@@ -61,6 +68,11 @@ impl View {
     pub fn is_packed(&self) -> bool {
         let token = (self.heads * self.width) as i64;
         (self.heads <= 1 || self.stride.head == self.width as i64) && (self.tokens <= 1 || self.stride.token == token)
+    }
+
+    /// Whether the tokens of each head lie side by side.
+    pub fn is_head_major(&self) -> bool {
+        self.stride.token == self.width as i64
     }
 
     /// Its bytes, if it is packed: one run for each row of the batch.
