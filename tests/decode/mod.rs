@@ -9,6 +9,7 @@ mod append_limits;
 mod append_mutants;
 mod balance;
 mod case;
+mod counters;
 mod determinism;
 mod hostile;
 mod kernel_case;
