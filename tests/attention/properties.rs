@@ -91,6 +91,8 @@ proptest! {
             }
             None => Case::new(dtype, batch, query_len, key_len, head_dim * 8),
         };
+        // Far ahead of its keys, a row with slopes has logits so low that a sink leaves nothing that 16 bits hold.
+        let sink = sink && !(alibi && offset.is_some());
         let mut random = Random::new(seed);
         case = Case {
             heads: key_heads * group, key_heads, value_dim: value_dim * 8, mask, output, offset, softcap, alibi, sink, seed, ..case
