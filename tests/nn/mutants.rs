@@ -8,6 +8,7 @@ use lookback_kernels::{
     args::{GatedRmsNormBwd, Rotary as RotaryArgs, ShortConvolutionBwd},
     find,
 };
+use lookback_nn::rotary::turns;
 use lookback_reference::{
     activation::Activation,
     gated_rms_norm::{self as gated, Norm},
@@ -218,6 +219,15 @@ fn gated_rms_norm_backward__every_seeded_mistake_is_caught() {
 
 /// A grid of 3 x 4 after one token, two tokens to a thread, five heads, part of the row not turned.
 fn turned(machine: &Machine, quantum: u32) -> Option<Seen> {
+    turned_by(machine, quantum, None)
+}
+
+/// The same with the angles of position 1 in a table.
+fn turned_by_table(machine: &Machine, quantum: u32) -> Option<Seen> {
+    turned_by(machine, quantum, Some(&[0.9, 0.05, 0.7, 0.3, 1.0, 0.01, 0.2, 0.6]))
+}
+
+fn turned_by(machine: &Machine, quantum: u32, frequencies: Option<&[f64]>) -> Option<Seen> {
     let (tokens, heads, head_dim) = (13, 5, 40);
     let x = Random::new(3).normals::<f32>(tokens * heads * head_dim);
     let rotary = Rotary {
@@ -234,12 +244,14 @@ fn turned(machine: &Machine, quantum: u32) -> Option<Seen> {
         positions: None,
         starts: None,
         offset: 0,
-        frequencies: None,
+        frequencies,
     };
+    let table: Vec<u8> = frequencies.into_iter().flatten().flat_map(|f| turns(*f).to_le_bytes()).collect();
     let out = poison(machine, x.len());
     let ratio = 100_f64.powf(-2.0 / 32.0) * 2_f64.powi(64);
     let args = RotaryArgs {
         p_x: machine.place::<f32>(&x),
+        p_frequencies: if table.is_empty() { 0 } else { machine.place_bytes(&table) },
         p_out: out,
         tokens: tokens as u32,
         heads: heads as u32,
@@ -294,4 +306,16 @@ fn rotary__every_seeded_mistake_is_caught() {
         ("add.u64 %x_at, %x_at, %x_head;", "", 2, Seen::WrongResult),
     ];
     every_one_is_caught(kernel, turned, mutants);
+    // The table of angles.
+    let mutants: &[Mutant] = &[
+        ("mul.wide.u32 %u1, %t0, 8;", "mul.wide.u32 %u1, %i_angle, 8;", 0, Seen::Something),
+        (
+            "@%has_table ld.global.nc.u64 %turn2, [%u0+16];",
+            "@%has_table ld.global.nc.u64 %turn2, [%u0+8];",
+            0,
+            Seen::WrongResult,
+        ),
+        ("@%has_table ld.global.nc.u64 %turn3, [%u0+24];", "", 0, Seen::WrongResult),
+    ];
+    every_one_is_caught(kernel, turned_by_table, mutants);
 }
