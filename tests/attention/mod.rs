@@ -2,7 +2,12 @@
 pub mod case;
 
 mod backward_case;
+mod backward_counters;
+mod backward_laws;
+mod backward_limits;
+mod backward_mutants;
 mod backward_oracle;
+mod backward_schedule;
 mod bad_input;
 mod determinism;
 mod edges;
