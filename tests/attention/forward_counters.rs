@@ -119,6 +119,10 @@ fn forward_instructions_stay_few() {
         assert!(plain <= most, "{kt} {vt}: {plain} instructions, more than {most}");
         let causal = of_a_tile(&Case { right: 0, ..case.clone() }, false).unwrap_or(u64::MAX);
         assert!(causal <= plain + 20, "{kt} {vt}: {causal} instructions of a causal tile, {plain} of a full one");
+        // A cap is a matter of products alone where nothing is hidden.
+        let capped = of_a_tile(&Case { softcap: 20.0, ..case.clone() }, false).unwrap_or(u64::MAX);
+        let scores = (case.tile()[0] * case.tile()[1] / 128) as u64;
+        assert!(capped <= plain + 5 * scores + 40, "{kt} {vt}: {capped} instructions with a cap, {plain} without");
         let dressed = of_a_tile(&case, true).unwrap_or(0);
         assert!(dressed > plain * 5 / 4, "{kt} {vt}: {dressed} instructions for a bitmap, {plain} without");
     }

@@ -213,6 +213,13 @@ fn forward_every_seeded_mistake_is_caught() {
         ("setp.lt.u32 %is_word, %t0, %end;", "setp.le.u32 %is_word, %t0, %end;", 2, Something),
         ("fma.rn.f32 %s9, %s9, %double, %out;", "mul.f32 %s9, %s9, %out;", 0, WrongResult),
         ("add.f32 %distance, %distance, 0f40E00000;", "add.f32 %distance, %distance, 0f41000000;", 3, WrongResult),
+        ("setp.eq.and.u64 %is_plain, %p_slopes, 0, %is_whole;", "setp.eq.u64 %is_plain, %p_slopes, 0;", 0, WrongResult),
+        (
+            "setp.eq.and.u64 %is_plain, %p_slopes, 0, %is_whole;",
+            "and.pred %is_plain, %is_whole, %is_whole;",
+            0,
+            WrongResult,
+        ),
         ("sub.s32 %t1, %t0, 8;", "sub.s32 %t1, %t0, 16;", 0, WrongResult),
         // The end.
         ("add.f32 %l1, %l1, %other;", "", 1, WrongResult),
