@@ -76,6 +76,10 @@ fn lean_decode_is_a_softmax_over_each_request() {
     // The default is 1 / sqrt(D).
     let (o, _) = softmax(0.25, &|_, _| true);
     assert_near(&run("decode-scale", &dense(), &[])["o"].1, &o, 0.01);
+    // A rounded output is the nearest to one that is not.
+    let exact = run("decode-f32", &dense(), &["scale=0.5", "out=f32"]);
+    let rounded = |v: &f64| half::bf16::from_f64(*v).to_f64();
+    assert_eq!(exact["o"].1.iter().map(rounded).collect::<Vec<_>>(), out["o"].1);
     let windowed = run("decode-window", &dense(), &["scale=0.5", "window=9", "sink_tokens=2", "slots=2"]);
     let (o, lse) = softmax(0.5, &|b, j| j + 10 >= KEYS[b] || j < 2);
     assert_near(&windowed["o"].1, &o, 0.01);
