@@ -4,14 +4,14 @@ use super::mutants::{Mutant, Seen, every_one_is_caught, judge, poison};
 use crate::linear::chain_mutants::Machine;
 use bytemuck::{Zeroable, bytes_of};
 use lookback_kernels::{
-    args::{Gate as GateArgs, Pool as PoolArgs, ResidualNormBwd},
+    args::{Gate as GateArgs, Pool as PoolArgs, ResidualNorm, ResidualNormBwd},
     find,
 };
 use lookback_reference::{
     activation::Activation,
     gate,
     pool::{self, Pool},
-    residual_norm::{Norm, backward},
+    residual_norm::{Norm, backward, forward},
 };
 use lookback_suite::random::Random;
 
@@ -93,10 +93,80 @@ fn pool__every_seeded_mistake_is_caught() {
     every_one_is_caught(kernel, averaged, mutants);
 }
 
+/// Rows of a block each, around a mean much larger than their deviation.
+fn centred(machine: &Machine, quantum: u32, width: usize) -> Option<Seen> {
+    let rows = 2;
+    let mut random = Random::new(7);
+    let residual: Vec<f64> =
+        random.normals::<f32>(rows * width).iter().map(|v| f64::from((v + 3000.0) as f32)).collect();
+    let (weight, bias) = (random.uniforms::<f32>(width, 0.5, 1.5), random.normals::<f32>(width));
+    let norm = Norm { width, weight: Some(&weight), bias: Some(&bias), eps: 1e-2, center: true };
+    let [sum, out] = [0; 2].map(|_| poison(machine, rows * width));
+    let args = ResidualNorm {
+        p_residual: machine.place::<f32>(&residual),
+        p_x: 0,
+        p_weight: machine.place::<f32>(&weight),
+        p_bias: machine.place::<f32>(&bias),
+        p_sum: sum,
+        p_out: out,
+        rows: rows as u32,
+        width: width as u32,
+        residual_stride: width as i64,
+        x_stride: width as i64,
+        sum_stride: width as i64,
+        out_stride: width as i64,
+        center: 1,
+        post: 0,
+        eps: 1e-2,
+        mean_factor: 1.0 / width as f32,
+    };
+    let outputs = vec![(sum, residual.clone(), width), (out, forward(&norm, &residual), width)];
+    judge(machine, [rows as u32, 1, 1], bytes_of(&args), quantum, &outputs)
+}
+
+/// The last columns are not held by registers.
+fn centred_wide(machine: &Machine, quantum: u32) -> Option<Seen> {
+    centred(machine, quantum, 10_000)
+}
+
+/// The last accesses of some threads do not reach the row's end.
+fn centred_held(machine: &Machine, quantum: u32) -> Option<Seen> {
+    centred(machine, quantum, 8000)
+}
+
+#[test]
+fn residual_norm__every_seeded_mistake_is_caught() {
+    let variant = [("team", "block"), ("dtype", "f32"), ("vec", "4")];
+    let kernel = find("residual_norm", &variant).expect("every variant");
+    let mutants: &[Mutant] = &[
+        // Sums over the block.
+        ("bar.sync 0;", "", 0, Seen::Race),
+        ("bar.sync 0;", "", 1, Seen::Race),
+        ("bar.sync 0;", "", 2, Seen::Race),
+        ("mov.u32 %t1, shifts;", "mov.u32 %t1, squares;", 0, Seen::Something),
+        // The mean, what rounding leaves of it, the deviation.
+        ("mul.f32 %mean, %total, %factor;", "mov.f32 %mean, %total;", 0, Seen::WrongResult),
+        ("sub.f32 %v2, %v2, %shift;", "", 0, Seen::WrongResult),
+        ("add.f32 %shift, %shift, %v3;", "", 0, Seen::WrongResult),
+        ("mul.f32 %shift, %shift, %factor;", "", 0, Seen::WrongResult),
+        ("fma.rn.f32 %total, %total, %factor, %eps;", "mul.f32 %total, %total, %factor;", 0, Seen::WrongResult),
+        // Columns beyond the registers.
+        ("bra SQUARES;", "", 0, Seen::WrongResult),
+        ("bra REST;", "", 0, Seen::WrongResult),
+        ("add.f32 %v1, %v1, %w1;", "", 8, Seen::WrongResult),
+    ];
+    every_one_is_caught(kernel, centred_wide, mutants);
+    let mutants: &[Mutant] = &[
+        ("selp.f32 %off, %off, 0f00000000, %is_in7;", "", 0, Seen::WrongResult),
+        ("setp.lt.u32 %is_in7, %t0, %n_columns;", "setp.le.u32 %is_in7, %t0, %n_columns;", 0, Seen::Something),
+    ];
+    every_one_is_caught(kernel, centred_held, mutants);
+}
+
 /// Rows of a slice; the gradient of the stream goes past the norm.
 fn normed(machine: &Machine, quantum: u32, (rows, width, lane_bits): (usize, usize, u32)) -> Option<Seen> {
     let mut random = Random::new(5);
-    let s: Vec<f64> = random.normals::<f32>(rows * width).iter().map(|v| f64::from((v + 3.0) as f32)).collect();
+    let s: Vec<f64> = random.normals::<f32>(rows * width).iter().map(|v| f64::from((v + 3000.0) as f32)).collect();
     let [dout, dsum] = [0; 2].map(|_| random.normals::<f32>(rows * width));
     let weight = random.uniforms::<f32>(width, 0.5, 1.5);
     let norm = Norm { width, weight: Some(&weight), bias: None, eps: 1e-5, center: true };
@@ -150,16 +220,17 @@ fn wide(machine: &Machine, quantum: u32) -> Option<Seen> {
 fn residual_norm_backward__every_seeded_mistake_is_caught() {
     let kernel = find("residual_norm_bwd", &[("dtype", "f32"), ("vec", "4")]).expect("every variant");
     let mutants: &[Mutant] = &[
-        // The four sums of a team, in slots of their own.
+        // The five sums of a team, in slots of their own.
         ("bar.sync 0;", "", 0, Seen::Race),
         ("bar.sync 0;", "", 1, Seen::Race),
         ("bar.sync 0;", "", 2, Seen::Race),
         ("bar.sync 0;", "", 3, Seen::Race),
-        ("add.u32 %own, %own, 64;", "add.u32 %own, %own, 32;", 0, Seen::Race),
-        ("shl.b32 %at, %at, %lane_bits;", "shl.b32 %at, %at, 5;", 0, Seen::Something),
-        // The teams' gradients of the weights, and of the biases in the same memory.
         ("bar.sync 0;", "", 4, Seen::Race),
+        ("add.u32 %own, %own, 64;", "add.u32 %own, %own, 32;", 0, Seen::Race),
+        ("shl.b32 %at, %at, %lane_bits;", "shl.b32 %at, %at, 5;", 1, Seen::Something),
+        // The teams' gradients of the weights, and of the biases in the same memory.
         ("bar.sync 0;", "", 5, Seen::Race),
+        ("bar.sync 0;", "", 6, Seen::Race),
         ("mov.u64 %p_parts, %p_bias_parts;", "", 0, Seen::WrongResult),
         ("add.f32 %dbias5, %dbias5, %d1;", "", 0, Seen::WrongResult),
         ("add.f32 %dweight5, %dweight5, %more1;", "", 0, Seen::WrongResult),
@@ -174,6 +245,9 @@ fn residual_norm_backward__every_seeded_mistake_is_caught() {
         // The maths.
         ("mul.f32 %mean, %mean, %factor;", "", 0, Seen::WrongResult),
         ("neg.f32 %product, %product;", "", 0, Seen::WrongResult),
+        // What rounding leaves of a mean much larger than the deviation.
+        ("sub.f32 %c, %c, %shift;", "", 2, Seen::WrongResult),
+        ("add.f32 %shift, %shift, %c;", "", 1, Seen::WrongResult),
         ("sub.f32 %g, %g, %total;", "", 3, Seen::WrongResult),
         ("mul.f32 %product, %product, %rstd;", "", 1, Seen::WrongResult),
         ("fma.rn.f32 %rstd, %squares, %factor, %eps;", "mul.f32 %rstd, %squares, %factor;", 0, Seen::WrongResult),

@@ -104,6 +104,29 @@ fn residual_norm__bf16() {
 }
 
 #[test]
+fn residual_norm__a_large_mean_costs_nothing() {
+    for (rows, width) in [(3, 384), (2, 1100), (1, 9000)] {
+        for mean in [1e3, 1e5, 1e7] {
+            let mut random = Random::new(width as u64);
+            // Exact in f32; the last mean leaves whole numbers.
+            let x: Vec<f64> =
+                random.normals::<f32>(rows * width).iter().map(|v| f64::from((3.0 * v + mean) as f32)).collect();
+            let (x_in, mut out) = (Input::<f32>::dense(&x), Output::<f32>::new(Layout::dense(rows, width)));
+            let options = Options { dtype: DType::F32, eps: 1e-5, center: true, post: false };
+            let plan = Plan::new(&Shape::dense(rows, width), &options, &device::info()).unwrap();
+            let x_view = x_in.view();
+            let inputs = Inputs { x: Some(&x_view as _), ..Inputs::default() };
+            plan.run::<f32>(&device::stream(), inputs, None, Some(&mut out.view_mut())).unwrap();
+            device::finish();
+            let eps = f64::from(1e-5_f32);
+            let norm = lookback_reference::residual_norm::Norm { width, weight: None, bias: None, eps, center: true };
+            let expected = lookback_reference::residual_norm::forward(&norm, &x);
+            assert_close(&format!("{rows}x{width} around {mean}"), &out.read(), &expected, width, gate(DType::F32));
+        }
+    }
+}
+
+#[test]
 fn residual_norm__counters_are_at_the_floor() {
     // A warp to a row, then a block.
     for (rows, width) in [(64, 512), (8, 4096)] {

@@ -26,6 +26,8 @@ struct Case {
     weight: bool,
     /// Few of them give a team several rows.
     sm_count: u32,
+    /// Of `s`, whose deviation is 1.
+    mean: f32,
 }
 
 const CASE: Case = Case {
@@ -39,6 +41,7 @@ const CASE: Case = Case {
     dsum: true,
     weight: true,
     sm_count: 132,
+    mean: 6.0,
 };
 
 /// ds, dx, dweight and dbias.
@@ -46,8 +49,7 @@ fn check<T: Element>(case: Case) -> [Vec<f64>; 4] {
     let Case { rows, width, gap, shift, center, post, .. } = case;
     let what = format!("residual_norm_backward {} {case:?}", T::DTYPE);
     let mut random = Random::new((rows * 1000 + width) as u64);
-    // A mean several times the deviation.
-    let s: Vec<f64> = random.normals::<f32>(rows * width).iter().map(|v| f64::from((v + 6.0) as f32)).collect();
+    let s: Vec<f64> = random.normals::<f32>(rows * width).iter().map(|v| f64::from(*v as f32 + case.mean)).collect();
     let (dout, dsum) = (random.normals::<T>(rows * width), random.normals::<f32>(rows * width));
     let weight = random.uniforms::<f32>(width, 0.5, 1.5);
     let lies = Layout::dense(rows, width).gap(gap).shift(shift);
@@ -140,6 +142,15 @@ fn residual_norm_backward__f16() {
 #[test]
 fn residual_norm_backward__bf16() {
     sizes::<bf16>();
+}
+
+#[test]
+fn residual_norm_backward__a_large_mean_costs_nothing() {
+    for width in [48, 560, 5000] {
+        for mean in [1e3, 1e5] {
+            check::<f32>(Case { width, mean, ..CASE });
+        }
+    }
 }
 
 #[test]

@@ -187,7 +187,7 @@ impl BackwardPlan {
     /// is; [`Error::Alias`] ← an output overlaps another tensor. Nothing is written on these.
     ///
     /// # Numerics
-    /// In `f32`; means and deviations are computed anew from `s`, in two passes over registers.
+    /// In `f32`; means and deviations are computed anew from `s`, as in the forward pass.
     ///
     /// # Determinism
     /// Bitwise; `dweight` and `dbias` for one number of multiprocessors.

@@ -161,7 +161,8 @@ impl Plan {
     /// another tensor. Nothing is written on these.
     ///
     /// # Numerics
-    /// In `f32`; the mean is taken off before squaring, and squares are summed in a tree over threads.
+    /// In `f32`; the mean is taken off before squaring, and then that of what it left, so that a mean however much larger than the
+    /// deviation costs nothing. Squares are summed in a tree over threads.
     ///
     /// # Determinism
     /// Bitwise.
