@@ -20,7 +20,7 @@ use lookback_reference::rotary::{self as oracle, Rotary};
 pub static ROTARY: Operation = Operation {
     name: "rotary",
     about: "pairs of elements of every head turned by position base^(-2i/theta_dim); or x to [x cos, x sin]",
-    inputs: &[required("x", "T", "[B,T,H,D]", "heads of each token"), POSITIONS, CU_SEQLENS],
+    inputs: &[required("x", "T", "[B,T,H,D]", "heads of each token"), POSITIONS, CU_SEQLENS, FREQUENCIES],
     attributes: ATTRIBUTES,
     outputs: &[required("out", "T", "[B,T,H,E]", "E is D, or 2 D with style=cosine")],
     run: |session, inputs| for_dtype!(inputs.dtype, run(session, inputs, false)),
@@ -32,7 +32,7 @@ pub static ROTARY: Operation = Operation {
 pub static ROTARY_BACKWARD: Operation = Operation {
     name: "rotary_backward",
     about: "the gradient by x: pairs of elements turned back; or [x cos, x sin] to x",
-    inputs: &[required("dout", "T", "[B,T,H,E]", "adjoint of out"), POSITIONS, CU_SEQLENS],
+    inputs: &[required("dout", "T", "[B,T,H,E]", "adjoint of out"), POSITIONS, CU_SEQLENS, FREQUENCIES],
     attributes: ATTRIBUTES,
     outputs: &[required("dx", "T", "[B,T,H,D]", "")],
     run: |session, inputs| for_dtype!(inputs.dtype, run(session, inputs, true)),
@@ -42,6 +42,13 @@ pub static ROTARY_BACKWARD: Operation = Operation {
 
 const POSITIONS: TensorSpec =
     optional("positions", "i32", "[B,T]", "without: the token's number in its sequence, from offset on");
+
+const FREQUENCIES: TensorSpec = optional(
+    "frequencies",
+    "f32",
+    "[A]",
+    "the angles of position 1, as many as an axis has; without: powers of the base",
+);
 
 const ATTRIBUTES: &[AttributeSpec] = &[
     AttributeSpec {
@@ -114,6 +121,11 @@ impl Setting {
             offset: inputs.parse("offset")?,
             ..Options::new(inputs.dtype, style, head_dim)
         };
+        let angles = if style == Style::Cosine { rotary_dim } else { rotary_dim / 2 };
+        let need = angles.div_ceil(extents.len().max(1));
+        if inputs.optional("frequencies").is_some_and(|given| given.shape[0] < need) {
+            return Err(inputs.wrong("frequencies", format!("must be at least {need} long")));
+        }
         let shape = Shape { packed: packed(inputs, batch, tokens)?, ..Shape::dense(batch, tokens, heads, head_dim) };
         Ok(Self { shape, options, extents: if grid.is_some() && extents.is_empty() { vec![1] } else { extents } })
     }
@@ -127,10 +139,12 @@ fn run<T: Element>(session: &Session, inputs: &Inputs, backwards: bool) -> Resul
     let x = session.upload(&inputs.tensor(from)?.as_elements::<T>())?;
     let indices = |name| inputs.optional(name).map(|t| session.upload(&t.as_indices())).transpose();
     let (positions, starts) = (indices("positions")?, indices("cu_seqlens")?);
+    let turns = |given: &Tensor| given.to_f64().into_iter().map(rotary::turns).collect::<Vec<u64>>();
+    let table = inputs.optional("frequencies").map(|given| session.upload(&turns(given))).transpose()?;
     let given = rotary::Inputs {
         positions: positions.as_ref().map(|p| p as &dyn DevicePtr<i32>),
         cu_seqlens: starts.as_ref().map(|s| s as &dyn DevicePtr<i32>),
-        frequencies: None,
+        frequencies: table.as_ref().map(|f| f as &dyn DevicePtr<u64>),
     };
     let width = if options.style == Style::Cosine && !backwards { 2 * shape.head_dim } else { shape.head_dim };
     let extents = [shape.batch, shape.tokens, shape.heads, width];
@@ -143,6 +157,7 @@ fn reference(inputs: &Inputs, backwards: bool) -> Result<Vec<f64>> {
     let Setting { shape, options, extents } = Setting::of(inputs, backwards)?;
     let positions = inputs.optional("positions").map(Tensor::as_indices);
     let starts = inputs.optional("cu_seqlens").map(Tensor::as_indices);
+    let frequencies = inputs.optional("frequencies").map(Tensor::to_f64);
     let rotary = Rotary {
         batch: shape.batch,
         tokens: shape.tokens,
@@ -161,7 +176,7 @@ fn reference(inputs: &Inputs, backwards: bool) -> Result<Vec<f64>> {
         positions: positions.as_deref(),
         starts: starts.as_deref(),
         offset: options.offset,
-        frequencies: None,
+        frequencies: frequencies.as_deref(),
     };
     Ok(if backwards {
         oracle::backward(&rotary, &inputs.tensor("dout")?.to_f64())
@@ -186,10 +201,12 @@ fn cases(dtype: DType, backwards: bool) -> Vec<Case> {
         .flat_map(|style| {
             let far = Tensor::indices(&[1, 4], &[0, 1 << 20, 999_983, 31]);
             let starts = Tensor::indices(&[4], &[0, 3, 3, 9]);
+            let angles = Tensor::floats(DType::F32, &[32], &wave(2.0, 32));
             [
                 case("2x7x3x64", style, [2, 7, 3, 64], &["offset=5"], None),
                 case("far positions", style, [1, 4, 2, 32], &[], Some(("positions", far))),
                 case("packed", style, [1, 9, 2, 10], &["base=500"], Some(("cu_seqlens", starts))),
+                case("given angles", style, [1, 5, 2, 32], &["offset=100"], Some(("frequencies", angles))),
                 case("a grid of 3x4", style, [1, 13, 2, 48], &["extents=3x4", "prefix=1"], None),
             ]
         })
