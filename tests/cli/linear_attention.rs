@@ -161,7 +161,7 @@ fn linear_attention_bad_input_is_one_line_that_names_it() {
     refused("prefix-decays", &keep, &["mode=prefix_read"], &["prefix", "decay"]);
     refused("no-state", &keep, &["mode=prefix_state"], &["state", "given"]);
     refused("bonus", &|t| t.push(("u", T::f32(&[H, K], &[0.5; H * K]))), &[], &["bonus"]);
-    refused("split", &keep, &["mode=split", "split=3"], &["split", "3", "2"]);
+    refused("split-three", &keep, &["mode=split", "split=3"], &["split", "3", "2"]);
     refused("split-alone", &keep, &["split=1"], &["split", "mode=split"]);
     refused("tensor-cores", &keep, &["path=chain"], &["tensor cores", "f32"]);
     refused("eps", &keep, &["normalize=-1"], &["normalize", "-1"]);

@@ -4,8 +4,11 @@
 //! * [`linear`]: linear attention `S[t] = e^g[t] S[t-1] + k[t] v[t]^T` in chunks on tensor cores, in every mode, forward and backward;
 //!   its decode step, sums without an order in time, Flow-Attention;
 //! * [`scan`]: gated scans `h[t] = a[t] h[t-1] + b[t]`, forward and backward, in one launch by decoupled look-back;
+//! * [`attention`]: softmax attention in blocks, forward and backward, with every mask, and results that merge;
+//! * [`decode`]: attention of a few queries to long caches, dense, ragged or in pages, with equal work for every block;
+//! * [`ring`]: attention of sequences that are dealt to several ranks;
 //! * [`nn`]: matrix product, norms, embedding, gate, short convolution, rotary positions, argmax, cross-entropy;
-//! * [`model`]: Birdie's Gated SSM, Mamba-2, Hydra, LightNet, Based and JRT, GLA and RetNet;
+//! * [`model`]: Birdie's Gated SSM, Mamba-2, Hydra, LightNet, Based and JRT, GLA and RetNet, BERT, LLaMA;
 //! * [`open`] and [`DeviceInfo`]: a device, or the emulator where there is none. Contexts that you opened yourself do as well.
 //!
 //! Every operation has a `Plan`: `Plan::new` validates sizes, strides and options and allocates nothing; `Plan::run` checks the
@@ -49,4 +52,5 @@ pub use lookback_device::{
 pub use lookback_linear as linear;
 pub use lookback_model as model;
 pub use lookback_nn as nn;
+pub use lookback_ring as ring;
 pub use lookback_scan as scan;
