@@ -88,7 +88,7 @@ impl Given {
 }
 
 impl Backward {
-    pub fn shape<T: Element>(&self, layout: &Layout) -> Shape {
+    pub fn shape(&self, layout: &Layout) -> Shape {
         let (case, a) = (&self.case, &layout.args);
         let stride = |batch, token, head| Some(Stride { batch, token, head });
         Shape {
@@ -179,7 +179,7 @@ pub fn run<T: Element>(backward: &Backward, given: &Given) -> Gradients {
 fn launch<T: Element, G: Element>(backward: &Backward, given: &Given) -> Gradients {
     let (case, stream) = (&backward.case, device::stream());
     let layout = Layout::new::<T>(case, &given.data);
-    let shape = backward.shape::<T>(&layout);
+    let shape = backward.shape(&layout);
     let plan = BackwardPlan::new(&shape, &backward.options::<T>(&shape), &device::info())
         .unwrap_or_else(|e| panic!("{e}: {case:?}"));
     let inputs: Vec<CudaSlice<u8>> = layout.inputs.iter().map(|bytes| upload(bytes)).collect();

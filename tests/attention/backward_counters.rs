@@ -21,7 +21,7 @@ struct Steps {
 
 fn steps(case: &Case, adds: bool) -> Steps {
     let narrow = case.kt <= 64;
-    let rows = if case.kt == 256 || (case.kt == 192 && adds) { 16 } else { 32 };
+    let rows = if case.kt == 256 || (case.kt == 192 && (adds || case.vt == 128)) { 16 } else { 32 };
     Steps { keys: [if narrow { 32 } else { 16 }, rows], queries: [if case.kt <= 128 { 32 } else { 16 }, 32] }
 }
 

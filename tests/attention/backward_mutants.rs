@@ -8,7 +8,6 @@ use crate::linear::chain_mutants::{Machine, Seen};
 use bytemuck::{Zeroable, bytes_of};
 use half::f16;
 use lookback_attention::backward::Gradient;
-use lookback_device::Element;
 use lookback_emulator::launch::{AsyncCopies, FaultKind, LaunchConfig, Options, launch};
 use lookback_kernels::{
     Kernel,
