@@ -3,6 +3,7 @@
 
 mod argmax;
 mod attention;
+mod copy_rows;
 mod cross_entropy;
 mod decay_gate;
 mod embedding;
@@ -76,6 +77,7 @@ pub static ALL: &[&Operation] = &[
     &rotary::ROTARY_BACKWARD,
     &decay_gate::DECAY_GATE,
     &head_scale::HEAD_SCALE,
+    &copy_rows::COPY_ROWS,
     &taylor_map::TAYLOR_MAP,
     &argmax::ARGMAX,
     &cross_entropy::CROSS_ENTROPY,
