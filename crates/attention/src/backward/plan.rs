@@ -2,7 +2,7 @@
 
 use super::policy::{self, KeyTile};
 use crate::{
-    DType, DeviceInfo, Error, Mask, Options, Result, Shape, Stride,
+    DType, DeviceInfo, Error, Options, Result, Shape, Stride,
     plan::{Layout, check_options, pairs},
     strided::{self, MAX_EXTENT, Strided},
 };
@@ -210,9 +210,9 @@ impl BackwardPlan {
         let blocks = plan.key_slots(with_dq.tile).max(plan.key_slots(alone.tile));
         strided::range(OP, "blocks", blocks, 0, MAX_EXTENT)?;
         strided::range(OP, "heads", shape.heads, 0, MAX_GRID)?;
-        let pieces = strided::MAX_EXTENT as u64;
-        let rows = layout.dq.elements() / 2048;
-        strided::range(OP, "blocks", usize::try_from(rows.min(pieces + 1)).unwrap_or(usize::MAX), 0, MAX_EXTENT)?;
+        // Pieces of the last kernel's blocks.
+        let pieces = usize::try_from(layout.dq.elements() / 2048).unwrap_or(usize::MAX);
+        strided::range(OP, "blocks", pieces, 0, MAX_EXTENT)?;
         Ok(plan)
     }
 
@@ -259,10 +259,5 @@ impl BackwardPlan {
         let pairs = pairs((query_len / parts) as i128, (key_len / parts) as i128, &self.options.attention);
         let of_pair = 2 * (3 * head_dim + 2 * value_dim) as i128 * (heads as i128) * (batch * parts) as i128;
         u64::try_from(pairs.saturating_mul(of_pair)).unwrap_or(u64::MAX)
-    }
-
-    /// Which keys are seen.
-    pub fn mask(&self) -> Mask {
-        self.options.attention.mask
     }
 }
