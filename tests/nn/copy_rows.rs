@@ -1,10 +1,14 @@
 //! Rows copied, converted and added.
 
+use super::mutants::{Mutant, Seen, every_one_is_caught, judge, poison};
+use crate::linear::chain_mutants::Machine;
+use bytemuck::bytes_of;
 use half::{bf16, f16};
 use lookback_device::{
     DType, Element, Error,
     strided::{Stride, Strided},
 };
+use lookback_kernels::{args::CopyRows, find};
 use lookback_nn::copy_rows::{Options, Plan, Shape};
 use lookback_suite::{
     buffer::{Guarded, upload_as},
@@ -142,4 +146,63 @@ fn copy_rows__bad_calls_are_refused() {
     // SAFETY: there is nothing to copy.
     let done = unsafe { nothing.run_raw(&stream, 0, 0) };
     assert!(done.is_ok());
+}
+
+/// Two rows of a batch with gaps everywhere, two blocks of columns, sixteen threads a row.
+fn seen(machine: &Machine, quantum: u32) -> Option<Seen> {
+    let [batch, tokens, heads, width] = [2, 9, 3, 200];
+    let mut random = Random::new(3);
+    let dense = random.normals::<f32>(batch * tokens * heads * width);
+    let tensor = |head: i64, token: i64, batch_step: i64| {
+        Strided::new([batch, tokens, heads], [batch_step, token, head], width, 4)
+    };
+    let (x, out) = (tensor(204, 620, 5600), tensor(208, 640, 5800));
+    let place = |values: &[f64], tensor: &Strided| {
+        spread(values, tensor).iter().map(|v| if v.is_nan() { 7.0 } else { *v }).collect::<Vec<_>>()
+    };
+    let (from, to) = (place(&dense, &x), poison(machine, out.span() as usize));
+    let args = CopyRows {
+        p_x: machine.place::<f32>(&from),
+        p_out: to,
+        x_stride_batch: x.strides[0],
+        x_stride_token: x.strides[1],
+        x_stride_head: x.strides[2],
+        out_stride_batch: out.strides[0],
+        out_stride_token: out.strides[1],
+        out_stride_head: out.strides[2],
+        rows: (tokens * heads) as u32,
+        heads: heads as u32,
+        width: width as u32,
+        accumulate: 0,
+        lane_bits: 4,
+        column_step: 2 * 16 * 4,
+    };
+    // Between rows nothing is written: the poison is wanted back.
+    let old = machine.read::<f32>(to, out.span() as usize);
+    let want: Vec<f64> =
+        spread(&dense, &out).iter().zip(&old).map(|(v, old)| if v.is_nan() { *old } else { *v }).collect();
+    judge(machine, [2, 2, batch as u32], bytes_of(&args), quantum, &vec![(to, want, width)])
+}
+
+#[test]
+fn copy_rows__every_seeded_mistake_is_caught() {
+    let kernel = find("copy_rows", &[("dtype", "f32"), ("out", "f32"), ("vec", "4")]).expect("every variant");
+    let mutants: &[Mutant] = &[
+        ("setp.ge.u32 %is_outside, %i_row, %n_rows;", "setp.gt.u32 %is_outside, %i_row, %n_rows;", 0, Seen::Something),
+        ("mul.lo.u32 %t1, %i_token, %t0;", "mov.u32 %t1, 0;", 0, Seen::Something),
+        ("mov.u32 %i_batch, %ctaid.z;", "mov.u32 %i_batch, 0;", 0, Seen::Something),
+        ("mov.u32 %i_batch, %ctaid.z;", "mov.u32 %i_batch, 0;", 1, Seen::Something),
+        ("cvt.u64.u32 %index, %i_head;", "mov.u64 %index, 0;", 0, Seen::Something),
+        ("cvt.u64.u32 %index, %i_token;", "mov.u64 %index, 0;", 1, Seen::Something),
+        (
+            "setp.ge.u32 %is_outside, %i_column, %n_columns;",
+            "setp.gt.u32 %is_outside, %i_column, %n_columns;",
+            0,
+            Seen::Something,
+        ),
+        ("add.u64 %p_x, %p_x, %x_bytes;", "", 0, Seen::WrongResult),
+        ("add.u64 %p_out, %p_out, %out_bytes;", "", 0, Seen::Something),
+        ("@!%is_sum bra SUMMED;", "", 0, Seen::Something),
+    ];
+    every_one_is_caught(kernel, seen, mutants);
 }

@@ -18,10 +18,7 @@ use lookback_reference as reference;
 pub static COPY_ROWS: Operation = Operation {
     name: "copy_rows",
     about: "out = x, or old + x",
-    inputs: &[
-        required("x", "T", "[B,T,H,D]", "rows"),
-        optional("old", "T", "[B,T,H,D]", "what they are added to"),
-    ],
+    inputs: &[required("x", "T", "[B,T,H,D]", "rows"), optional("old", "T", "[B,T,H,D]", "what they are added to")],
     attributes: &[],
     outputs: &[required("out", "T", "[B,T,H,D]", "")],
     run: |session, inputs| for_dtype!(inputs.dtype, run(session, inputs)),
