@@ -10,3 +10,5 @@ mod launch;
 mod lean_decode;
 mod linear_attention;
 mod listing;
+#[cfg(target_os = "linux")]
+mod ring;

@@ -68,6 +68,11 @@ pub struct Tensor {
 }
 
 impl Tensor {
+    /// Little-endian elements as they are.
+    pub fn new(kind: Kind, shape: &[usize], bytes: Vec<u8>) -> Self {
+        Self { kind, shape: shape.to_vec(), bytes }
+    }
+
     /// Rounds f64 values to the element type.
     pub fn floats(dtype: DType, shape: &[usize], values: &[f64]) -> Self {
         let bytes = match dtype {

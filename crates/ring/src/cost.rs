@@ -228,7 +228,10 @@ pub fn candidates(
         kinds.push(Kind::TwoLevel { node: on.node });
     }
     kinds.extend([Kind::TokenRing, Kind::AllGather { groups: key_heads.clamp(1, 4) }]);
-    if ranks > 0 && heads.is_multiple_of(ranks) {
+    // A rank's share of the query heads must share its key heads evenly.
+    let (share, group) = (heads / ranks.max(1), (heads / key_heads.max(1)).max(1));
+    let is_even = share.is_multiple_of(group) || group.is_multiple_of(share);
+    if ranks > 0 && heads.is_multiple_of(ranks) && is_even {
         kinds.push(Kind::Ulysses);
     }
     let mut found = Vec::new();

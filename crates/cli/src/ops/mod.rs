@@ -46,6 +46,7 @@ pub static ALL: &[&Operation] = &[
     &producer_scan::RG_LRU,
     &producer_scan::RG_LRU_BACKWARD,
     &ring_attention::RING_ATTENTION,
+    &ring_attention::backward::RING_ATTENTION_BACKWARD,
     &linear_attention::LINEAR_ATTENTION,
     &linear_attention::backward::LINEAR_ATTENTION_BACKWARD,
     &linear_attention_step::LINEAR_ATTENTION_STEP,

@@ -32,13 +32,15 @@ const GIVEN: [TensorSpec; 12] = {
     all[11] = optional("dlse", "f32", "[B,T,H]", "gradient of lse");
     all
 };
-const DETERMINISTIC: AttributeSpec = AttributeSpec {
+/// Whether gradients are the same in every run.
+pub const DETERMINISTIC: AttributeSpec = AttributeSpec {
     name: "deterministic",
     values: "true|false",
     default: "true",
     about: "whether dq is summed in a fixed order, by a second kernel",
 };
-const OUT: AttributeSpec =
+/// Type of the gradients.
+pub const OUT: AttributeSpec =
     AttributeSpec { name: "out", values: "same|f32", default: "same", about: "type of dq, dk and dv" };
 
 /// The gradient of `attention` by its inputs.
