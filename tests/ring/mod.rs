@@ -3,3 +3,4 @@ mod attention;
 mod backward;
 pub mod case;
 mod faults;
+mod states_linear;

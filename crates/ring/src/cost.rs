@@ -68,6 +68,7 @@ impl Sizes {
             (Item::Queries, Pass::Backward) => (parcel.heads.len(), (head_dim + value_dim) * element + 8),
             (Item::Partial, _) => (parcel.heads.len(), value_dim * element + 4),
             (Item::QueryGradients, _) => (parcel.heads.len(), head_dim * 4),
+            (Item::State | Item::StateGradient, _) => (parcel.heads.len(), head_dim * value_dim * 4),
         };
         parcel.tokens.len() as u64 * heads as u64 * row as u64
     }

@@ -1,13 +1,15 @@
-//! Attention over sequences that are dealt to several ranks.
+//! Attention and recurrences over sequences that are dealt to several ranks.
 //!
 //! * [`Partition`] and [`Layout`] say which tokens a rank has, [`Visible`] what a token sees;
-//! * [`schedule`](mod@schedule) says what every rank computes, sends and receives, as data.
+//! * [`schedule`](mod@schedule) says what every rank computes, sends and receives, as data;
+//! * [`attention`] is softmax attention, [`state`] are recurrences, whose states are handed from rank to rank.
 
 pub mod attention;
 pub mod cost;
 mod partition;
 mod rendezvous;
 pub mod schedule;
+pub mod state;
 pub mod transport;
 mod visible;
 mod world;

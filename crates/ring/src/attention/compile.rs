@@ -134,6 +134,8 @@ impl<'a> Compiler<'a> {
             (Item::Partial, _) => vec![rows(value_dim, dtype, false), rows(1, sums, false)],
             (Item::QueryGradients, _) => vec![rows(head_dim, sums, false)],
             (Item::KeyGradients, _) => vec![rows(head_dim, sums, true), rows(value_dim, sums, true)],
+            // Attention has no states.
+            (Item::State | Item::StateGradient, _) => Vec::new(),
         }
     }
 

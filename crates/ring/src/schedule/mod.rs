@@ -75,6 +75,10 @@ pub enum Item {
     QueryGradients,
     /// Rows of `dk` and `dv`.
     KeyGradients,
+    /// States of a recurrence after the owner's tokens, see [`state`](crate::state). Its tokens are counted in sequences: one state each.
+    State,
+    /// Adjoints of the states before the owner's tokens, likewise.
+    StateGradient,
 }
 
 /// Some tokens and heads of one rank's tensors.

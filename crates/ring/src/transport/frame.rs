@@ -87,6 +87,8 @@ impl Frame {
                     2 => Item::Partial,
                     3 => Item::QueryGradients,
                     4 => Item::KeyGradients,
+                    5 => Item::State,
+                    6 => Item::StateGradient,
                     _ => return None,
                 };
                 let (tokens, heads) = (size(3)?..size(4)?, size(5)?..size(6)?);
@@ -117,7 +119,8 @@ mod tests {
 
     #[test]
     fn headers_survive_the_wire_and_garbage_does_not() {
-        let items = [Item::Keys, Item::Queries, Item::Partial, Item::QueryGradients, Item::KeyGradients];
+        let attention = [Item::Keys, Item::Queries, Item::Partial, Item::QueryGradients, Item::KeyGradients];
+        let items = attention.into_iter().chain([Item::State, Item::StateGradient]);
         let faults = [PeerFault::Silent, PeerFault::Closed, PeerFault::Mismatch];
         let data = items.map(|item| {
             let parcel = Parcel { item, owner: 3, tokens: 5..70_000, heads: 2..9 };
@@ -125,7 +128,7 @@ mod tests {
         });
         let aborts = faults.map(|fault| Kind::Abort { culprit: 6, step: 4, fault });
         let rest = [Kind::Gather(9), Kind::Ping, Kind::Pong];
-        for kind in data.into_iter().chain(aborts).chain(rest) {
+        for kind in data.chain(aborts).chain(rest) {
             let frame = Frame { kind: kind.clone(), bytes: vec![1; 300] };
             let header = frame.header();
             assert_eq!(Frame::parse(&header), Some((kind, 300)));
