@@ -3,6 +3,7 @@
 mod ask;
 mod attention;
 mod bad_input;
+mod bench;
 mod files;
 mod gated_scan;
 #[cfg(target_os = "linux")]

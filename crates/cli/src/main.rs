@@ -1,6 +1,7 @@
 //! `lookback`: what the kernels do, on a GPU or on a machine without one.
 
 mod ask;
+mod bench;
 mod check;
 mod error;
 mod info;
@@ -52,6 +53,12 @@ enum Command {
     Run(run::Arguments),
     /// Starts a command as several ranks of this machine, and ends all when one fails.
     Launch(launch::Arguments),
+    /// Shows what a family of operations costs.
+    Bench {
+        /// Which.
+        #[command(subcommand)]
+        family: bench::Family,
+    },
     /// Compares every operation with its f64 reference.
     Check(check::Arguments),
 }
@@ -63,6 +70,7 @@ fn main() -> ExitCode {
         Command::Ask { book, names, causal, model } => ask::ask(cli.device, &book, &names, causal, model.as_deref()),
         Command::Run(arguments) => run::run(cli.device, &arguments),
         Command::Launch(arguments) => launch::launch(&arguments),
+        Command::Bench { family } => bench::bench(&family),
         Command::Check(arguments) => check::check(cli.device, &arguments),
     };
     match done {

@@ -123,16 +123,20 @@ impl fmt::Display for Estimate {
 /// # Errors
 /// Those of [`schedule`].
 pub fn estimate(kind: Kind, pass: Pass, job: &Job, visible: &Visible, sizes: &Sizes, on: &Machine) -> Result<Estimate> {
+    estimate_pairs(kind, pass, job, &pairs(&job.layout, visible), sizes, on)
+}
+
+/// Pairs of a query and a key that see each other, by `[queries' owner, keys' owner]`.
+fn pairs(layout: &Layout, visible: &Visible) -> Vec<u64> {
+    let ranks = layout.ranks;
+    let owners = (0..ranks).flat_map(|queries| (0..ranks).map(move |keys| (queries, keys)));
+    owners.map(|(q, k)| visible.cover(layout, q, k).pairs(layout.len(q), layout.len(k))).collect()
+}
+
+fn estimate_pairs(kind: Kind, pass: Pass, job: &Job, pairs: &[u64], sizes: &Sizes, on: &Machine) -> Result<Estimate> {
     let ranks = job.layout.ranks;
     let all = (0..ranks).map(|rank| schedule(kind, pass, job, rank)).collect::<Result<Vec<Schedule>>>()?;
     let steps = all.iter().map(|s| s.steps.len()).max().unwrap_or(0);
-    let mut pairs: Vec<u64> = Vec::with_capacity(ranks * ranks);
-    for queries in 0..ranks {
-        for keys in 0..ranks {
-            let cover = visible.cover(&job.layout, queries, keys);
-            pairs.push(cover.pairs(job.layout.len(queries), job.layout.len(keys)));
-        }
-    }
     let mut compute = vec![0.0_f64; steps];
     let mut links = vec![BTreeMap::<Link, f64>::new(); steps];
     let mut between = BTreeMap::<(usize, usize), u64>::new();
@@ -239,8 +243,9 @@ pub fn candidates(
     for partition in [Partition::Zigzag, Partition::Contiguous, Partition::Striped] {
         let layout = Layout { partition, tokens, ranks };
         let job = Job { layout, heads, key_heads, needs: Needs::new(&layout, visible) };
+        let pairs = pairs(&layout, visible);
         for kind in &kinds {
-            found.push(estimate(*kind, pass, &job, visible, sizes, on)?);
+            found.push(estimate_pairs(*kind, pass, &job, &pairs, sizes, on)?);
         }
     }
     found.sort_by(|a, b| a.total().partial_cmp(&b.total()).unwrap_or(Ordering::Equal));
@@ -303,5 +308,21 @@ mod tests {
             |partition| found.iter().find(|e| e.kind == Kind::Ring && e.partition == partition).unwrap().compute;
         assert!(compute(Partition::Zigzag) < 0.6 * compute(Partition::Contiguous));
         assert!(found[0].to_string().contains("us exposed"));
+    }
+
+    #[test]
+    fn heads_that_would_not_share_keys_evenly_are_not_dealt() {
+        let visible = Visible::causal(64);
+        let is_dealt = |ranks, heads| {
+            let found = candidates(Pass::Forward, 64, ranks, heads, &visible, &SIZES, &Machine::HOPPER).unwrap();
+            found.iter().any(|e| e.kind == Kind::Ulysses)
+        };
+        for (ranks, heads) in [(2, (6, 6)), (2, (8, 2)), (4, (8, 2)), (3, (6, 3))] {
+            assert!(is_dealt(ranks, heads), "{heads:?} on {ranks}");
+        }
+        // Three heads of which two share one key head, and six ranks for four heads.
+        for (ranks, heads) in [(2, (6, 3)), (6, (4, 4))] {
+            assert!(!is_dealt(ranks, heads), "{heads:?} on {ranks}");
+        }
     }
 }
