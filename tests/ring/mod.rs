@@ -3,4 +3,6 @@ mod attention;
 mod backward;
 pub mod case;
 mod faults;
+pub mod states;
 mod states_linear;
+mod states_scan;

@@ -5,7 +5,7 @@ use half::{bf16, f16};
 use lookback_device::{DType, Element, cudarc::driver::DevicePtrMut};
 use lookback_linear::{Decay, Mode, Options, Outputs as Own, Path, Read, Shape};
 use lookback_ring::{
-    Error, Layout, Partition,
+    Error,
     state::{
         Deal, Passing,
         linear::{Arrived, Outputs, Plan},
@@ -13,11 +13,12 @@ use lookback_ring::{
     transport::{Staged, Transport, local},
 };
 use lookback_suite::{buffer::Guarded, device};
-use std::{ops::Range, thread};
+use std::thread;
 
-use super::case::PATIENCE;
-
-pub const WAYS: [Passing; 3] = [Passing::Serial, Passing::AllGather, Passing::Pipelined { blocks: 2 }];
+use super::{
+    case::PATIENCE,
+    states::{Places, WAYS},
+};
 
 /// Two heads, f32 token by token, no states from outside.
 pub fn case(tokens: usize) -> Case {
@@ -27,25 +28,13 @@ pub fn case(tokens: usize) -> Case {
 /// A whole case, dealt.
 pub struct World<'a> {
     pub case: &'a Case,
-    pub deal: Deal,
-}
-
-/// Rows `tokens` of `[B,T,width]`.
-fn rows(case: &Case, all: &[f64], tokens: &Range<usize>) -> Vec<f64> {
-    let width = all.len() / (case.batch * case.seq_len).max(1);
-    let row = |b: usize| &all[(b * case.seq_len + tokens.start) * width..(b * case.seq_len + tokens.end) * width];
-    (0..case.batch).flat_map(|b| row(b).iter().copied()).collect()
+    pub places: Places,
 }
 
 impl<'a> World<'a> {
     pub fn new(case: &'a Case, ranks: usize, passing: Passing) -> Self {
-        let documents = case.starts.as_ref().map(|starts| starts.iter().map(|at| *at as usize).collect());
-        Self { case, deal: Deal { ranks, documents, passing } }
-    }
-
-    pub fn tokens(&self, rank: usize) -> Range<usize> {
-        let layout = Layout { partition: Partition::Contiguous, tokens: self.case.seq_len, ranks: self.deal.ranks };
-        layout.position(rank, 0)..layout.position(rank, 0) + layout.len(rank)
+        let places = Places::new(case.batch, case.seq_len, case.heads, &case.starts, ranks, passing);
+        Self { case, places }
     }
 
     pub fn shape(&self) -> Shape {
@@ -54,41 +43,6 @@ impl<'a> World<'a> {
 
     pub fn options(&self) -> Options {
         self.case.options()
-    }
-
-    /// Rows of a rank's states by rows of the whole's, and whether each goes on across the rank's first and last token.
-    pub fn sequences(&self, rank: usize) -> Vec<(usize, bool, bool)> {
-        let Range { start: low, end: high } = self.tokens(rank);
-        let Some(starts) = &self.deal.documents else {
-            return (0..self.case.batch).map(|n| (n, rank > 0, rank + 1 < self.deal.ranks)).collect();
-        };
-        let mut all = Vec::new();
-        for (n, ends) in starts.windows(2).enumerate() {
-            if ends[0] < ends[1] && ends[0] < high.max(low) && ends[1] > low {
-                all.push((n, ends[0] < low, ends[1] > high));
-            }
-        }
-        all
-    }
-
-    /// States of the rank's sequences; those that the rank must not read are NaN.
-    fn states(&self, rank: usize, all: &Option<Vec<f64>>, reverse: impl Fn(usize) -> bool) -> Option<Vec<f64>> {
-        let all = all.as_ref()?;
-        let n = self.case.shape().sequences();
-        let width = all.len() / n;
-        let mut part = Vec::new();
-        for (row, before, after) in self.sequences(rank) {
-            let of = &all[row * width..(row + 1) * width];
-            let head = width / self.case.heads;
-            part.extend(of.iter().enumerate().map(|(at, value)| {
-                let elsewhere = if reverse(at / head) { after } else { before };
-                if elsewhere { f64::NAN } else { *value }
-            }));
-        }
-        if part.is_empty() {
-            part = vec![f64::NAN; width];
-        }
-        Some(part)
     }
 
     /// Whether a head's states go from the last rank to the first.
@@ -102,59 +56,33 @@ impl<'a> World<'a> {
 
     /// The rank's own case and inputs, without starts.
     pub fn part(&self, rank: usize, data: &Data) -> (Case, Data) {
-        let (case, tokens) = (self.case, self.tokens(rank));
+        let (case, places) = (self.case, &self.places);
         let g = |g: &[f64]| match case.decay {
             Decay::None | Decay::Head => g.to_vec(),
-            _ => rows(case, g, &tokens),
+            _ => places.part(rank, g),
         };
         let direction = |from: &Direction, state: Option<Vec<f64>>| Direction {
-            q: rows(case, &from.q, &tokens),
-            k: rows(case, &from.k, &tokens),
+            q: places.part(rank, &from.q),
+            k: places.part(rank, &from.k),
             g: g(&from.g),
             state,
         };
-        let own = self.states(rank, &data.own.state, |head| self.is_reverse(head));
-        let reverse = data.reverse.as_ref().map(|r| direction(r, self.states(rank, &r.state, |_| true)));
+        let own = places.states(rank, &data.own.state, |head| self.is_reverse(head));
+        let reverse = data.reverse.as_ref().map(|r| direction(r, places.states(rank, &r.state, |_| true)));
         let part = Data {
             own: direction(&data.own, own),
             reverse,
-            v: rows(case, &data.v, &tokens),
+            v: places.part(rank, &data.v),
             u: data.u.clone(),
-            flags: data.flags.as_ref().map(|flags| {
-                let all: Vec<f64> = flags.iter().map(|f| f64::from(*f)).collect();
-                rows(case, &all, &tokens).into_iter().map(|f| f as u8).collect()
-            }),
-            normalizer: self.states(rank, &data.normalizer, |head| self.is_reverse(head)),
+            flags: places.flags(rank, &data.flags),
+            normalizer: places.states(rank, &data.normalizer, |head| self.is_reverse(head)),
         };
-        (Case { seq_len: tokens.len(), starts: None, ..case.clone() }, part)
-    }
-
-    /// Puts a rank's rows into the whole.
-    pub fn put(&self, rank: usize, part: &[f64], all: &mut [f64]) {
-        let tokens = self.tokens(rank);
-        let width = all.len() / (self.case.batch * self.case.seq_len).max(1);
-        for b in 0..self.case.batch {
-            let (from, to) = (b * tokens.len() * width, (b * self.case.seq_len + tokens.start) * width);
-            all[to..to + tokens.len() * width].copy_from_slice(&part[from..from + tokens.len() * width]);
-        }
-    }
-
-    /// Puts states into the whole where a walk ends: with `ends`, after its last token, else before its first.
-    pub fn put_states(&self, rank: usize, part: &[f64], all: &mut [f64], reverse: impl Fn(usize) -> bool, ends: bool) {
-        let width = all.len() / self.case.shape().sequences();
-        for (local, (row, before, after)) in self.sequences(rank).into_iter().enumerate() {
-            for at in 0..width {
-                let goes_on = if reverse(at / (width / self.case.heads)) == ends { before } else { after };
-                if !goes_on {
-                    all[row * width + at] = part[local * width + at];
-                }
-            }
-        }
+        (Case { seq_len: places.tokens(rank).len(), starts: None, ..case.clone() }, part)
     }
 
     /// Every rank's results, put together, and what the tokens of each began with.
     pub fn forward<T: Element>(&self, data: &Data) -> (Computed, Vec<[Vec<f64>; 3]>) {
-        let ends = local(self.deal.ranks, PATIENCE);
+        let ends = local(self.places.deal.ranks, PATIENCE);
         let parts: Vec<(Computed, [Vec<f64>; 3])> = thread::scope(|scope| {
             let ranks = ends.into_iter().map(|mut end| scope.spawn(move || self.rank::<T>(data, &mut end)));
             ranks.collect::<Vec<_>>().into_iter().map(|rank| rank.join().unwrap()).collect()
@@ -173,19 +101,19 @@ impl<'a> World<'a> {
         };
         let mut arrived = Vec::new();
         for (rank, (part, began)) in parts.into_iter().enumerate() {
-            self.put(rank, &part.o, &mut whole.o);
-            self.put_states(rank, &part.state, &mut whole.state, |head| self.is_reverse(head), true);
+            self.places.put(rank, &part.o, &mut whole.o);
+            self.places.put_states(rank, &part.state, &mut whole.state, |head| self.is_reverse(head));
             if both {
-                self.put_states(rank, &part.reverse_state, &mut whole.reverse_state, |_| true, true);
+                self.places.put_states(rank, &part.reverse_state, &mut whole.reverse_state, |_| true);
             }
             if normalized {
-                self.put(rank, &part.denominator, &mut whole.denominator);
-                self.put_states(rank, &part.normalizer, &mut whole.normalizer, |head| self.is_reverse(head), true);
+                self.places.put(rank, &part.denominator, &mut whole.denominator);
+                self.places.put_states(rank, &part.normalizer, &mut whole.normalizer, |head| self.is_reverse(head));
             }
             arrived.push(began);
         }
         // Documents without tokens are on no rank.
-        let empty = self.deal.documents.iter().flat_map(|all| all.windows(2).map(|ends| ends[0] == ends[1]));
+        let empty = self.places.deal.documents.iter().flat_map(|all| all.windows(2).map(|ends| ends[0] == ends[1]));
         assert!(empty.clone().all(|is| !is), "an oracle for them is missing");
         (whole, arrived)
     }
@@ -193,9 +121,9 @@ impl<'a> World<'a> {
     fn rank<T: Element>(&self, data: &Data, end: &mut Staged) -> (Computed, [Vec<f64>; 3]) {
         let (rank, stream) = (end.rank(), device::stream());
         let (case, data) = self.part(rank, data);
-        let made = Plan::new(&self.shape(), &self.options(), &self.deal, rank, &device::info());
+        let made = Plan::new(&self.shape(), &self.options(), &self.places.deal, rank, &device::info());
         let plan = made.unwrap_or_else(|e| panic!("{case:?}: {e}"));
-        assert_eq!((plan.tokens(), plan.sequences()), (case.seq_len, self.sequences(rank).len().max(1)));
+        assert_eq!((plan.tokens(), plan.sequences()), (case.seq_len, self.places.rows(rank).len().max(1)));
         let mut workspace = plan.workspace(&stream).unwrap();
         let on = Uploaded::<T>::new(&case, &data);
         let states = plan.sequences() * case.heads * case.keys();
@@ -226,7 +154,7 @@ impl<'a> World<'a> {
                 normalizer: normalized.then_some(&mut sums_began as &mut dyn DevicePtrMut<f32>),
             };
             let done = plan.run(&stream, &on.inputs(), Outputs { own, arrived }, &mut workspace, end);
-            done.unwrap_or_else(|e| panic!("{:?}, rank {rank} of {case:?}: {e}", self.deal));
+            done.unwrap_or_else(|e| panic!("{:?}, rank {rank} of {case:?}: {e}", self.places.deal));
         }
         device::finish();
         let [state, reverse_state, normalizer, denominator] = [state, reverse, sums, denominator].map(|of| of.read());

@@ -2,7 +2,7 @@
 //!
 //! * [`Partition`] and [`Layout`] say which tokens a rank has, [`Visible`] what a token sees;
 //! * [`schedule`](mod@schedule) says what every rank computes, sends and receives, as data;
-//! * [`attention`] is softmax attention, [`state`] are recurrences, whose states are handed from rank to rank.
+//! * [`attention`] is softmax attention, [`state`] are linear attention and gated scans, whose states are handed from rank to rank.
 
 pub mod attention;
 pub mod cost;

@@ -1,7 +1,7 @@
 //! Recurrences over sequences that are dealt to ranks, a run of neighbouring tokens to each: what passes between ranks is a state,
 //! whose size does not depend on the number of tokens.
 //!
-//! * [`linear`] is linear attention with matrix states;
+//! * [`linear`] is linear attention with matrix states, [`scan`] are gated scans;
 //! * [`Deal`] says how many ranks there are, where documents begin and how states get from rank to rank, [`Passing`].
 //!
 //! A document that began on an earlier rank goes on from the state that arrives; one that begins on a rank starts from the caller's
@@ -20,6 +20,7 @@ mod dealt;
 pub mod linear;
 mod program;
 mod room;
+pub mod scan;
 mod waves;
 
 pub use dealt::{Deal, Passing};
