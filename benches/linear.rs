@@ -70,12 +70,12 @@ fn forward(info: &DeviceInfo, name: &str, shape: &Shape, options: &Options) -> C
     let mut tensors: Vec<_> =
         (0..sets).map(|_| (Tensors::new(shape, decay), filled::<bf16>(&stream, outputs, 0.0))).collect();
     let mut workspace = filled_bytes(plan.workspace_bytes());
-    let bytes = plan.bytes_moved();
+    let (bytes, flops) = (plan.bytes_moved(), plan.flops());
     let launch = move |i: usize| {
         let (inputs, o) = &mut tensors[i];
         plan.run(&stream, &inputs.inputs(decay), Outputs::of(o), Some(&mut workspace)).expect("launch");
     };
-    Case { name: format!("{name} bf16"), bytes, sets, launch: Box::new(launch) }
+    Case { name: format!("{name} bf16"), bytes, flops, sets, launch: Box::new(launch) }
 }
 
 fn backward(info: &DeviceInfo, name: &str, shape: &Shape, options: &Options) -> Case {
@@ -87,7 +87,7 @@ fn backward(info: &DeviceInfo, name: &str, shape: &Shape, options: &Options) -> 
         (Tensors::new(shape, decay), filled::<bf16>(&stream, rows * shape.heads * shape.value_dim, 1.0));
     let mut gradients = Tensors::new(shape, decay);
     let mut workspace = filled_bytes(plan.workspace_bytes());
-    let bytes = plan.bytes_moved();
+    let (bytes, flops) = (plan.bytes_moved(), plan.flops());
     let launch = move |_| {
         let Tensors { q, k, v, g } = &mut gradients;
         let mut outputs = BackwardOutputs::of(q, k, v);
@@ -95,7 +95,7 @@ fn backward(info: &DeviceInfo, name: &str, shape: &Shape, options: &Options) -> 
         let inputs = BackwardInputs::of(tensors.inputs(decay), &d_o);
         plan.run(&stream, &inputs, outputs, Some(&mut workspace)).expect("launch");
     };
-    Case { name: format!("{name} bf16"), bytes, sets: 1, launch: Box::new(launch) }
+    Case { name: format!("{name} bf16"), bytes, flops, sets: 1, launch: Box::new(launch) }
 }
 
 /// One token for each of `batch` rows.
@@ -113,7 +113,7 @@ fn decode(info: &DeviceInfo, batch: usize, heads: usize, dim: usize) -> Case {
         let outputs = step::Outputs { state: &mut state, z: None, o: &mut o, den: None };
         plan.run(&stream, &inputs, outputs).expect("launch");
     };
-    Case { name: format!("linear_attention_step {}", bf16::DTYPE), bytes, sets: 1, launch: Box::new(launch) }
+    Case { name: format!("linear_attention_step {}", bf16::DTYPE), bytes, flops: 0, sets: 1, launch: Box::new(launch) }
 }
 
 /// Workspace, at least one byte.

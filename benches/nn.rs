@@ -1,11 +1,11 @@
-//! Norms, convolutions and positions of the blocks, and their gradients, in bf16. One set of tensors: together they exceed the cache.
+//! Norms, convolutions, positions and copies of the blocks, and their gradients, in bf16. One set of tensors: together they exceed the cache.
 
 use crate::{Case, filled};
 use half::bf16;
-use lookback_device::{DeviceInfo, Element, cudarc::driver::CudaSlice};
+use lookback_device::{DType, DeviceInfo, Element, cudarc::driver::CudaSlice, strided::Stride};
 use lookback_nn::{
-    Activation, Param, decay_gate, gated_rms_norm, head_scale, residual_norm, rms_norm, rotary, short_convolution,
-    taylor_map,
+    Activation, Param, copy_rows, decay_gate, gated_rms_norm, head_scale, residual_norm, rms_norm, rotary,
+    short_convolution, taylor_map,
 };
 use lookback_suite::device;
 
@@ -22,11 +22,12 @@ pub fn cases(info: &DeviceInfo, rows: usize, width: usize) -> Vec<Case> {
         decays(info, rows, width),
         head_scaled(info, rows, width),
         taylor_features(info, rows, width),
+        copied_heads(info, rows, width),
     ]
 }
 
 fn case(name: &str, bytes: u64, launch: impl FnMut(usize) + 'static) -> Case {
-    Case { name: format!("{name} bf16"), bytes, sets: 1, launch: Box::new(launch) }
+    Case { name: format!("{name} bf16"), bytes, flops: 0, sets: 1, launch: Box::new(launch) }
 }
 
 fn tensor(elements: usize, value: f64) -> CudaSlice<bf16> {
@@ -159,4 +160,15 @@ fn taylor_features(info: &DeviceInfo, rows: usize, width: usize) -> Case {
     let plan = taylor_map::Plan::new(&taylor_map::Shape::dense(rows, heads, 16), bf16::DTYPE, info).expect("good");
     let (x, mut out) = (tensor(rows * heads * 16, 0.5), tensor(rows * heads * taylor_map::FEATURES, 0.0));
     case("taylor_map", plan.bytes_moved(), move |_| plan.run(&device::stream(), &x, &mut out).expect("launch"))
+}
+
+/// Half of the heads of f32 sums, packed and rounded: what a message between ranks is made of.
+fn copied_heads(info: &DeviceInfo, rows: usize, width: usize) -> Case {
+    let heads = width / 128;
+    let x_stride = Some(Stride::dense(rows, heads, 128));
+    let shape = copy_rows::Shape { x_stride, ..copy_rows::Shape::dense(1, rows, heads / 2, 128) };
+    let options = copy_rows::Options { dtype: DType::F32, out: DType::Bf16, accumulate: false };
+    let plan = copy_rows::Plan::new(&shape, &options, info).expect("good");
+    let (x, mut out) = (floats(rows * width), tensor(rows * width / 2, 0.0));
+    case("copy_rows f32 to", plan.bytes_moved(), move |_| plan.run(&device::stream(), &x, &mut out).expect("launch"))
 }

@@ -8,6 +8,8 @@ pub fn run() -> Result<(), String> {
     let clippy = ["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"];
     command::show("clippy", &mut cargo(&clippy))?;
     command::show("tests", &mut cargo(&["test"]))?;
+    // Every case once, as the emulator counts it.
+    command::show("benches", &mut cargo(&["test", "--package", "lookback-suite", "--bench", "operations"]))?;
     let mut docs = cargo(&["doc", "--workspace", "--no-deps", "--document-private-items"]);
     command::show("docs", docs.env("RUSTDOCFLAGS", "--deny warnings"))?;
     ptxas::run(false)
