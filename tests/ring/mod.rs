@@ -4,5 +4,6 @@ mod backward;
 pub mod case;
 mod faults;
 pub mod states;
-mod states_linear;
+mod states_backward;
+pub mod states_linear;
 mod states_scan;

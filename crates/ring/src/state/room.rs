@@ -255,6 +255,20 @@ impl Room {
         Ok(())
     }
 
+    /// Copies the lane's heads of `[rows, all heads, ..]` f32 into the states that leave; 0 has no part.
+    ///
+    /// # Safety
+    /// As for [`begin`](Self::begin).
+    pub unsafe fn take(&self, stream: &CudaStream, workspace: CUdeviceptr, from: [CUdeviceptr; 2]) -> Result<()> {
+        for (part, from) in from.into_iter().enumerate() {
+            let (Some(copy), true) = (&self.copies[part], from != 0) else { continue };
+            let from = from + f32s(self.heads.start * self.sizes.parts[part]);
+            // SAFETY: the caller's promise.
+            unsafe { copy.run_raw(stream, from, workspace + self.leaving[part]) }?;
+        }
+        Ok(())
+    }
+
     /// Elements of the caller's tensor of a part: all heads of every sequence.
     pub fn elements(&self, part: usize) -> usize {
         self.rows * self.all_heads * self.sizes.parts[part]

@@ -1,8 +1,9 @@
 //! The forward pass.
 
 use super::{
-    lanes::{self, Part, Total, TotalMemory},
+    lanes::{self, Part},
     tensors::{Outputs, RawArrived, Tensors},
+    totals::Totals,
 };
 use crate::{
     DeviceInfo, Result,
@@ -18,7 +19,6 @@ use crate::{
 use cudarc::driver::{CudaStream, sys::CUdeviceptr};
 use lookback_device::{Element, memory, strided};
 use lookback_linear::{self as linear, Inputs, Mode, Options, RawInputs, RawOutputs, RawWorkspace, Shape};
-use lookback_scan as scan;
 use std::sync::Arc;
 
 const OP: &str = "state linear_attention";
@@ -38,12 +38,10 @@ pub struct Plan {
     walks: Vec<linear::Plan>,
     /// Both directions of a block, by block; empty unless there are two.
     both: Vec<linear::Plan>,
-    totals: Vec<Option<Total>>,
+    totals: Totals,
     contents: Contents,
     starts: u64,
     walk_memory: (u64, u64),
-    total_memory: Option<[u64; 4]>,
-    total_bytes: u64,
 }
 
 impl Plan {
@@ -63,8 +61,8 @@ impl Plan {
         let steps = waves::steps(&dealt, Item::State, &lanes, two);
         let sizes = lanes::sizes(shape, options);
         let mut arena = Arena::default();
-        let (mut rooms, mut parts, mut walks, mut totals, mut finals) = (vec![], vec![], vec![], vec![], vec![]);
-        for (index, lane) in lanes.iter().enumerate() {
+        let (mut rooms, mut parts, mut walks, mut finals) = (vec![], vec![], vec![], vec![]);
+        for lane in &lanes {
             let way = Way { dealt: &dealt, reverse: lane.reverse };
             let room = Room::new(&mut arena, sizes, lane, &way, shape.heads, device)?;
             let rows = dealt.sequences() * lane.heads.len();
@@ -74,8 +72,6 @@ impl Plan {
             });
             let part = Part::new(OP, shape, options, &dealt, &lane.heads)?;
             walks.push(lanes::plan(&part, &part.one_way(options, lane.reverse), device)?);
-            let needed = steps.iter().any(|step| step.tasks.contains(&Task::Total(index)));
-            totals.push(if needed { Total::new(&part, options, lane.reverse, device)? } else { None });
             rooms.push(room);
             parts.push(part);
         }
@@ -85,22 +81,10 @@ impl Plan {
         let both = both.collect::<Result<Vec<_>>>()?;
         let walk_bytes = walks.iter().chain(&both).map(linear::Plan::workspace_bytes).max().unwrap_or(0);
         let walk_memory = (arena.take(walk_bytes), walk_bytes);
-        let needed = || totals.iter().flatten();
-        let most = |of: &dyn Fn(&Total) -> u64| needed().map(of).max().unwrap_or(0);
-        let channels = most(&|total| total.channels as u64);
-        let total_bytes = most(&Total::workspace_bytes);
-        let total_memory = (channels > 0).then(|| {
-            let ones = arena.take(4 * channels * dealt.sequences() as u64);
-            let scratch = arena.take(4 * most(&|total| total.elements as u64));
-            [arena.take(4 * channels), ones, scratch, arena.take(total_bytes)]
-        });
+        let totals = Totals::new(&mut arena, (&dealt, options), &lanes, &parts, &steps, device)?;
         let table = dealt.starts().unwrap_or_default();
         let starts = arena.take(4 * table.len() as u64);
-        let contents = Contents {
-            bytes: arena.bytes,
-            tables: vec![(starts, table)],
-            ones: total_memory.map_or((0, 0), |at| (at[1], channels as usize * dealt.sequences())),
-        };
+        let contents = Contents { bytes: arena.bytes, tables: vec![(starts, table)], ones: totals.ones };
         Ok(Self {
             shape: *shape,
             options: *options,
@@ -116,8 +100,6 @@ impl Plan {
             contents,
             starts,
             walk_memory,
-            total_memory,
-            total_bytes,
         })
     }
 
@@ -357,16 +339,12 @@ impl Machine for Run<'_> {
                 unsafe { plan.both[block].run_raw(self.stream, &inputs, &outputs, self.scratch()) }
             }
             Task::Total(lane) => {
-                let (Some(total), Some(at)) = (&plan.totals[lane], plan.total_memory) else { return Ok(()) };
-                let [zeros, ones, scratch, flags] = at.map(|offset| self.workspace + offset);
-                let workspace = scan::RawWorkspace { address: flags, bytes: plan.total_bytes };
-                let totals = self.workspace + plan.rooms[lane].totals;
-                let memory = TotalMemory { zeros, ones, scratch, workspace, totals };
                 let part = self.part(lane);
                 let is_own = !plan.both.is_empty() && plan.lanes[lane].reverse;
                 let part = if is_own { Part::reversed(&part) } else { part };
-                // SAFETY: likewise; zeros and ones are what the workspace was made with.
-                unsafe { total.run(self.stream, &part, &memory) }
+                let to = self.workspace + plan.rooms[lane].totals;
+                // SAFETY: likewise; the plan made the workspace.
+                unsafe { plan.totals.run(self.stream, lane, &part, self.workspace, to) }
             }
             // SAFETY: likewise.
             Task::Fold(lane) => unsafe { plan.rooms[lane].fold(self.stream, self.workspace) },

@@ -8,7 +8,6 @@ use super::super::{
 use crate::{DeviceInfo, Error, Result};
 use cudarc::driver::sys::CUdeviceptr;
 use lookback_linear::{Decay, Mode, Options, Plan, RawInputs, Read, Shape, Stride, Strides};
-use lookback_scan as scan;
 use std::ops::Range;
 
 /// Refuses what does not go across ranks, and makes the lanes of the rest.
@@ -197,73 +196,4 @@ impl Part {
 /// The walk of one direction.
 pub(super) fn plan(part: &Part, options: &Options, device: &DeviceInfo) -> Result<Plan> {
     Plan::new(&part.shape, options, device)
-}
-
-/// What is left of a state after the rank's tokens: a scan of ones with the decays, from which nothing is kept but where it ends. A cut
-/// leaves 0.
-#[derive(Debug, Clone)]
-pub(super) struct Total {
-    plan: scan::Plan,
-    /// Channels of a token, and of all tokens.
-    pub channels: usize,
-    pub elements: usize,
-    by_head: bool,
-}
-
-/// Where a [`Total`] finds what it needs.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct TotalMemory {
-    pub zeros: CUdeviceptr,
-    pub ones: CUdeviceptr,
-    pub scratch: CUdeviceptr,
-    pub workspace: scan::RawWorkspace,
-    pub totals: CUdeviceptr,
-}
-
-impl Total {
-    pub fn new(part: &Part, options: &Options, reverse: bool, device: &DeviceInfo) -> Result<Option<Self>> {
-        let Shape { batch, seq_len, heads, key_dim, packed, strides, .. } = part.shape;
-        let (channels, source) = match options.decay {
-            Decay::None => return Ok(None),
-            Decay::Head => (heads, scan::Source::Channel { log: true }),
-            Decay::Scalar => (heads, scan::Source::Log),
-            Decay::Vector => (heads * key_dim, scan::Source::Log),
-        };
-        let still = scan::Stride { batch: 0, token: 0 };
-        let dense = scan::Shape { packed, ..scan::Shape::dense(batch, seq_len, channels) };
-        let a = strides.g.map_or(still, |g| scan::Stride { batch: g.batch, token: g.token });
-        let shape = scan::Shape { strides: scan::Strides { a, b: still, ..dense.strides }, ..dense };
-        let split = if reverse { 0 } else { channels };
-        let options = scan::Options { split, ..scan::Options::new::<f32>(source, &shape) };
-        let plan = scan::Plan::new(&shape, &options, device)?;
-        let elements = batch * seq_len * channels;
-        Ok(Some(Self { plan, channels, elements, by_head: matches!(source, scan::Source::Channel { .. }) }))
-    }
-
-    pub fn workspace_bytes(&self) -> u64 {
-        self.plan.workspace_bytes()
-    }
-
-    /// # Safety
-    /// As for [`scan::Plan::run_raw`].
-    pub unsafe fn run(
-        &self,
-        stream: &cudarc::driver::CudaStream,
-        inputs: &RawInputs,
-        memory: &TotalMemory,
-    ) -> Result<()> {
-        let (a, channel) = if self.by_head { (0, inputs.g) } else { (inputs.g, 0) };
-        let raw = scan::RawInputs {
-            a,
-            b: memory.zeros,
-            x: 0,
-            channel,
-            flags: inputs.flags,
-            cu_seqlens: inputs.cu_seqlens,
-            initial: memory.ones,
-        };
-        let out = scan::RawOutputs { h: memory.scratch, last: memory.totals };
-        // SAFETY: the caller's promise.
-        unsafe { self.plan.run_raw(stream, &raw, &out, memory.workspace) }
-    }
 }
