@@ -49,7 +49,10 @@ struct Case {
 fn main() {
     let info = device::info();
     println!("device: {}", info.name);
-    let mut criterion = Criterion::default().configure_from_args();
+    // Some seventy cases, in minutes.
+    let (before, during) = (Duration::from_millis(500), Duration::from_millis(1500));
+    let criterion = Criterion::default().warm_up_time(before).measurement_time(during).sample_size(30);
+    let mut criterion = criterion.configure_from_args();
     if info.emulated {
         let wanted = std::env::args().skip(1).find(|arg| !arg.starts_with('-')).unwrap_or_default();
         let cases = scan_cases(&info, 1, 1024, 256).into_iter().chain(nn_cases(&info, 256, 512));
