@@ -253,6 +253,8 @@ fn attention_plans_refuse_what_no_kernel_takes() {
     wrong(&|o| o.softcap = Some(0.0), "softcap");
     wrong(&|o| o.softcap = Some(-3.0), "softcap");
     wrong(&|o| o.softcap = Some(f32::NAN), "softcap");
+    wrong(&|o| o.softcap = Some(1e-40), "softcap");
+    wrong(&|o| o.softcap = Some(1025.0), "softcap");
     for offset in [i32::MIN, i32::MAX, (1 << 29) + 1] {
         let got = plan(good, &|o| o.offset = Some(offset));
         assert!(matches!(got, Err(Error::Range { arg: "offset", .. })), "{got:?}");

@@ -3,6 +3,7 @@ pub mod case;
 
 mod backward_case;
 mod backward_counters;
+mod backward_gaps;
 mod backward_laws;
 mod backward_limits;
 mod backward_mutants;

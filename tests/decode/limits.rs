@@ -59,7 +59,7 @@ fn lean_decode_plans_refuse_what_no_kernel_does() {
     for scale in [f32::NAN, f32::INFINITY] {
         assert!(matches!(refused(shape, Options { scale, ..options }), Error::Range { arg: "scale", .. }));
     }
-    for cap in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+    for cap in [0.0, -1.0, f32::NAN, f32::INFINITY, 1e-40, 1025.0] {
         let error = refused(shape, Options { softcap: Some(cap), ..options });
         assert!(matches!(error, Error::Range { arg: "softcap", .. }), "{error}");
     }

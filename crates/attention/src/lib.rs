@@ -98,6 +98,6 @@ pub use lookback_device::strided::Stride;
 pub use lookback_device::{DType, DeviceInfo, Element, Error, Result};
 pub(crate) use lookback_device::{memory, strided};
 pub use options::{Mask, Options, Output};
-pub use plan::{MAX_DIM, MAX_LEN, Plan};
+pub use plan::{MAX_DIM, MAX_LEN, MAX_SOFTCAP, MIN_SOFTCAP, Plan};
 pub use shape::{Shape, Strides};
 pub use tensors::{Inputs, Outputs, RawInputs, RawOutputs, Tiles};

@@ -84,7 +84,7 @@ pub struct Options {
     pub dtype: DType,
     /// Factor of `q . k`.
     pub scale: f32,
-    /// With it a logit is `cap tanh(scale q . k / cap)`.
+    /// With it a logit is `cap tanh(scale q . k / cap)`; from [`MIN_SOFTCAP`](crate::MIN_SOFTCAP) to [`MAX_SOFTCAP`](crate::MAX_SOFTCAP).
     pub softcap: Option<f32>,
     /// Which keys are seen.
     pub mask: Mask,

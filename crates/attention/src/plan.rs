@@ -15,6 +15,10 @@ pub const MAX_LEN: usize = (1 << 29) - 1;
 const MAX_OFFSET: i64 = 1 << 29;
 /// Greatest extent of keys and of values.
 pub const MAX_DIM: usize = 256;
+/// Logits are made of `1 - 2 / (1 + e^(2 x / cap))`, which is known to 2^-23: that much of a greater cap is no small part of a logit.
+pub const MAX_SOFTCAP: f32 = 1024.0;
+/// What is divided by a smaller one leaves f32.
+pub const MIN_SOFTCAP: f32 = 1e-30;
 /// Entries of a row that are moved at once.
 const STEP: usize = 8;
 
@@ -118,9 +122,10 @@ pub(crate) fn check_options(op: &'static str, options: &Options) -> Result<()> {
         return Err(Error::NoKernel { op, request: format!("scale {scale}: it must be finite") });
     }
     if let Some(cap) = softcap
-        && !(cap.is_finite() && cap > 0.0)
+        && !(MIN_SOFTCAP..=MAX_SOFTCAP).contains(&cap)
     {
-        return Err(Error::NoKernel { op, request: format!("softcap {cap}: it must be finite and above 0") });
+        let request = format!("softcap {cap}: it must be from {MIN_SOFTCAP} to {MAX_SOFTCAP}");
+        return Err(Error::NoKernel { op, request });
     }
     if let Some(got) = offset.map(i64::from)
         && !(-MAX_OFFSET..=MAX_OFFSET).contains(&got)

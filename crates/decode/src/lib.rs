@@ -73,7 +73,7 @@ pub use lookback_device::strided::Stride;
 pub use lookback_device::{DType, DeviceInfo, Element, Error, Result};
 pub use memory::{RawMemory, Schedule, Workspace};
 pub use options::{CacheType, Options, Output, Scales, Tuning};
-pub use plan::{MAX_KEYS, Plan, TILE};
+pub use plan::{MAX_KEYS, MAX_SOFTCAP, MIN_SOFTCAP, Plan, TILE};
 pub use policy::Policy;
 pub use shape::{Cache, Shape, Strides};
 pub use tensors::{Inputs, KeyValues, Lengths, Outputs, RawInputs, RawLengths, RawOutputs};

@@ -13,7 +13,7 @@ pub struct Options {
     pub output: Output,
     /// Factor of every product, `1 / sqrt(D)` for most models.
     pub scale: f32,
-    /// Logits become `softcap * tanh(logit / softcap)`.
+    /// Logits become `softcap * tanh(logit / softcap)`; from [`MIN_SOFTCAP`](crate::MIN_SOFTCAP) to [`MAX_SOFTCAP`](crate::MAX_SOFTCAP).
     pub softcap: Option<f32>,
     /// Keys before its own that a query sees; all of them without. A sliding window of `w` keys is `left = w - 1`.
     pub left: Option<u32>,

@@ -10,6 +10,10 @@ use lookback_kernels::{Kernel, find};
 pub(crate) const OP: &str = "lean_decode";
 /// Greatest number of keys of a request: tile numbers of a thousand rows are summed in 32 bits.
 pub const MAX_KEYS: usize = (1 << 28) - 64;
+/// Logits are made of `1 - 2 / (1 + e^(2 x / cap))`, which is known to 2^-23: that much of a greater cap is no small part of a logit.
+pub const MAX_SOFTCAP: f32 = 1024.0;
+/// What is divided by a smaller one leaves f32.
+pub const MIN_SOFTCAP: f32 = 1e-30;
 /// Keys of a tile.
 pub const TILE: usize = 64;
 
@@ -333,5 +337,8 @@ fn check_sizes(shape: &Shape, options: &Options) -> Result<()> {
     };
     number("scale", options.scale.is_finite(), options.scale)?;
     let cap = options.softcap.unwrap_or(1.0);
-    number("softcap", cap.is_finite() && cap > 0.0, cap)
+    if !(MIN_SOFTCAP..=MAX_SOFTCAP).contains(&cap) {
+        return Err(Error::Range { op: OP, arg: "softcap", at: None, lo: 0, hi: MAX_SOFTCAP as i64, got: cap as i64 });
+    }
+    Ok(())
 }

@@ -260,10 +260,13 @@ impl BackwardPlan {
             p_terms: terms,
             p_sink: raw.inputs.sink,
             p_dsink: raw.d_sink,
+            p_cu_seqlens_q: raw.inputs.cu_seqlens_q,
             batch: self.shape.batch as u32,
             query_len: self.shape.query_len as u32,
             heads: self.shape.heads as u32,
+            sequences: self.shape.sequences() as u32,
             accumulate: u32::from(self.options.gradient == Gradient::Accumulate),
+            ..Zeroable::zeroed()
         };
         // SAFETY: the caller's promise covers the pointers; sizes were checked against the contract.
         unsafe { launch(stream, self.kernels.sink, [self.shape.heads as u32, 1, 1], &args) }
