@@ -5,5 +5,6 @@ pub mod case;
 mod faults;
 pub mod states;
 mod states_backward;
+mod states_faults;
 pub mod states_linear;
 mod states_scan;

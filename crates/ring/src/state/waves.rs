@@ -134,3 +134,87 @@ impl Steps {
         self.0.entry(number).or_insert_with(|| Step { number: number as u32, ..Step::default() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::dealt::{Deal, Passing},
+        *,
+    };
+
+    fn lanes(kind: usize, passing: Passing) -> (Vec<Lane>, bool) {
+        let blocks = passing.blocks();
+        let set = |heads: Range<usize>, reverse: bool| {
+            let bound = move |n: usize| heads.start + heads.len() * n / blocks;
+            (0..blocks).map(move |block| Lane { heads: bound(block)..bound(block + 1), reverse, block })
+        };
+        match kind {
+            0 => (set(0..6, false).collect(), false),
+            1 => (set(0..6, true).collect(), false),
+            2 => (set(0..3, false).chain(set(3..6, true)).collect(), false),
+            _ => (set(0..6, false).chain(set(0..6, true)).collect(), true),
+        }
+    }
+
+    #[test]
+    fn every_message_is_sent_and_awaited_once_and_every_walk_comes_after_its_states() {
+        let documents = [None, Some(vec![0, 7, 20]), Some(vec![0, 5, 10, 15, 20]), Some(vec![0, 1, 2, 19, 20])];
+        for documents in documents {
+            for passing in [Passing::Serial, Passing::AllGather, Passing::Pipelined { blocks: 3 }] {
+                for (kind, ranks) in (0..4).flat_map(|kind| [1, 2, 3, 4, 7, 25].map(|ranks| (kind, ranks))) {
+                    let what = format!("{documents:?} {passing:?} {kind} of {ranks}");
+                    let (lanes, both) = lanes(kind, passing);
+                    let (mut sent, mut awaited) = (Vec::new(), Vec::new());
+                    for rank in 0..ranks {
+                        let deal = Deal { ranks, documents: documents.clone(), passing };
+                        let dealt = Dealt::new("test", &deal, 1, 20, rank).expect("good");
+                        let steps = steps(&dealt, Item::State, &lanes, both);
+                        assert!(steps.is_sorted_by(|a, b| a.number < b.number), "{what}");
+                        for (at, step) in steps.iter().enumerate() {
+                            let mail = |mail: &Mail, from: usize, to: usize, total: bool| {
+                                (step.number, from, to, mail.parcel.clone(), total)
+                            };
+                            for each in &step.send {
+                                let with_total = each.slot == Slot::LeavingWithTotal;
+                                sent.push(mail(each, rank, each.peer, with_total));
+                                let before = &steps[..at];
+                                let made = [Task::Walk(each.lane), Task::State(each.lane)];
+                                let is_made = |s: &Step| s.tasks.iter().any(|task| made.contains(task));
+                                assert!(before.iter().any(is_made), "{what}: rank {rank} sends what it has not");
+                            }
+                            for each in &step.receive {
+                                let with_total = matches!(each.slot, Slot::Gathered(n) if n > 0);
+                                awaited.push(mail(each, each.peer, rank, with_total));
+                                let last = |s: &Step| {
+                                    s.tasks.iter().any(|task| match task {
+                                        Task::Walk(lane) => *lane == each.lane,
+                                        Task::Both(block) => *block == lanes[each.lane].block,
+                                        _ => false,
+                                    })
+                                };
+                                let end = steps.iter().rposition(last).expect("results");
+                                assert!(end > at, "{what}: rank {rank} walks before its states came");
+                            }
+                        }
+                    }
+                    let key = |m: &(u32, usize, usize, Parcel, bool)| (m.0, m.1, m.2, m.3.heads.start);
+                    sent.sort_by_key(key);
+                    awaited.sort_by_key(key);
+                    assert_eq!(sent, awaited, "{what}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_are_walked_side_by_side() {
+        let passing = Passing::Pipelined { blocks: 3 };
+        let walked = |rank: usize| -> Vec<u32> {
+            let deal = Deal { ranks: 3, documents: None, passing };
+            let dealt = Dealt::new("test", &deal, 1, 20, rank).expect("good");
+            let steps = steps(&dealt, Item::State, &lanes(0, passing).0, false);
+            steps.iter().filter(|step| !step.tasks.is_empty()).map(|step| step.number).collect()
+        };
+        assert_eq!([walked(0), walked(1), walked(2)], [vec![0, 1, 2], vec![2, 3, 4], vec![4, 5, 6]]);
+    }
+}

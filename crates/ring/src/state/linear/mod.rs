@@ -4,6 +4,7 @@
 //! gradients of parameters (decays of heads, a bonus) are sums over the rank's tokens alone, as in data parallelism.
 
 mod backward;
+mod backward_run;
 mod forward;
 mod lanes;
 mod tensors;
