@@ -213,6 +213,24 @@ pub enum Error {
         /// What went wrong.
         why: RendezvousFault,
     },
+    /// A library that was asked for is not on this machine, or too old.
+    #[error("{library} was not found; tried {}", tried.join(", "))]
+    NoLibrary {
+        /// Which.
+        library: &'static str,
+        /// Names that were tried, and what was said to each.
+        tried: Vec<String>,
+    },
+    /// A function of such a library failed.
+    #[error("{library}: {what}: {why}")]
+    Library {
+        /// Which.
+        library: &'static str,
+        /// What was being done.
+        what: &'static str,
+        /// The library's own words.
+        why: String,
+    },
     /// A weights file is not what the model needs.
     #[error("{}{}: {why}", file.display(), tensor.as_deref().map(|t| format!(", tensor `{t}`")).unwrap_or_default())]
     Weights {
@@ -330,9 +348,14 @@ impl Error {
             | Error::DriverTooOld { .. }
             | Error::Arch { .. }
             | Error::Ptx { .. }
+            | Error::NoLibrary { .. }
             | Error::OutOfMemory { .. }
             | Error::OutOfPages { .. } => Class::Machine,
-            Error::Masked { .. } | Error::Driver { .. } | Error::Launch { .. } | Error::DeviceLost { .. } => Class::Run,
+            Error::Masked { .. }
+            | Error::Driver { .. }
+            | Error::Launch { .. }
+            | Error::Library { .. }
+            | Error::DeviceLost { .. } => Class::Run,
             Error::Peer { .. } | Error::Rendezvous { .. } => Class::Peer,
             Error::Weights { .. } => Class::Data,
         }

@@ -85,3 +85,17 @@ pub unsafe fn fill(stream: &CudaStream, address: CUdeviceptr, word: u32, words: 
     let code = unsafe { sys::cuMemsetD32Async(address, word, words, stream.cu_stream()) };
     code.result().map_err(|e| driver(e, "fill"))
 }
+
+/// Copies device memory to device memory, behind what is queued on the stream.
+///
+/// # Errors
+/// Those of the driver.
+///
+/// # Safety
+/// `bytes` bytes from either address on are memory of the stream's context and do not overlap; nothing else writes them or reads `to`
+/// until this has ended.
+pub unsafe fn copy(stream: &CudaStream, to: CUdeviceptr, from: CUdeviceptr, bytes: usize) -> Result<()> {
+    stream.context().bind_to_thread().map_err(|e| driver(e, "copy"))?;
+    // SAFETY: the caller vouches for the memory; the stream is live.
+    unsafe { result::memcpy_dtod_async(to, from, bytes, stream.cu_stream()) }.map_err(|e| driver(e, "copy"))
+}

@@ -5,11 +5,15 @@
 
 mod frame;
 mod local;
+#[cfg(feature = "nccl")]
+mod nccl;
 mod staged;
 mod tcp;
 mod wire;
 
 pub use local::local;
+#[cfg(feature = "nccl")]
+pub use nccl::{Nccl, nccl, nccl_version};
 pub use staged::Staged;
 pub use tcp::tcp;
 

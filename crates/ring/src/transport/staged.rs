@@ -20,17 +20,20 @@ pub struct Staged {
     /// Came before what is waited for: longer transfers began earlier.
     early: Vec<(usize, Frame)>,
     operations: u32,
+    /// Whether a frame's bytes can be those of a message.
+    fits: fn(&Frame, &Message) -> bool,
 }
 
 impl Staged {
     pub(super) fn new(wire: Wire) -> Self {
-        Self { wire, awaited: Vec::new(), early: Vec::new(), operations: 0 }
+        Self { wire, awaited: Vec::new(), early: Vec::new(), operations: 0, fits: |f, m| f.bytes.len() == m.bytes() }
     }
 
     /// The frame of a message.
     fn find(&mut self, message: &Message) -> Result<Frame> {
+        let fits = self.fits;
         let is_it = |(peer, frame): &(usize, Frame), of: &Message| {
-            *peer == of.peer && frame.kind == Kind::Data(of.label.clone()) && frame.bytes.len() == of.bytes()
+            *peer == of.peer && frame.kind == Kind::Data(of.label.clone()) && fits(frame, of)
         };
         if let Some(at) = self.early.iter().position(|came| is_it(came, message)) {
             return Ok(self.early.swap_remove(at).1);
@@ -48,21 +51,63 @@ impl Staged {
         }
     }
 
-    /// Puts a message where it belongs, if it is the one.
-    ///
-    /// # Safety
-    /// As for [`Transport::end`].
-    unsafe fn take(&mut self, message: &Message, stream: &Arc<CudaStream>) -> Result<()> {
-        let frame = self.find(message)?;
-        let mut rest = &frame.bytes[..];
-        for (address, bytes) in &message.segments {
-            let (part, after) = rest.split_at(*bytes);
-            rest = after;
-            // SAFETY: the caller vouches for the segment until this step's end.
-            unsafe { memory::upload(stream, *address, part)? };
+    /// Hands over what is due with `step`, message by message.
+    fn each_due(&mut self, step: u32, mut take: impl FnMut(&Message, Frame) -> Result<()>) -> Result<()> {
+        self.wire.poll()?;
+        let due: Vec<Message> = self.awaited.extract_if(.., |message| message.due() <= step).collect();
+        // Also those of this step that come after one that is looked for now.
+        for (at, message) in due.iter().enumerate() {
+            let rest = &due[at + 1..];
+            self.awaited.extend_from_slice(rest);
+            let found = self.find(message);
+            self.awaited.truncate(self.awaited.len() - rest.len());
+            take(message, found?)?;
         }
         Ok(())
     }
+}
+
+#[cfg(feature = "nccl")]
+impl Staged {
+    /// From now on frames only say what moves on another way, and how many bytes of it.
+    pub(super) fn announces(&mut self) {
+        self.fits = |frame, message| frame.bytes == (message.bytes() as u64).to_le_bytes();
+    }
+
+    /// Says what is about to leave and to come.
+    pub(super) fn announce(&mut self, send: &[Message], receive: &[Message]) -> Result<()> {
+        self.wire.poll()?;
+        for message in send {
+            let bytes = (message.bytes() as u64).to_le_bytes().to_vec();
+            self.wire.send(message.peer, Frame { kind: Kind::Data(message.label.clone()), bytes });
+        }
+        self.awaited.extend_from_slice(receive);
+        Ok(())
+    }
+
+    /// Checks that what is due with `step` was announced by those that it comes from.
+    pub(super) fn announced(&mut self, step: u32) -> Result<()> {
+        self.each_due(step, |_, _| Ok(()))
+    }
+
+    pub(super) fn wire(&mut self) -> &mut Wire {
+        &mut self.wire
+    }
+}
+
+/// Puts the bytes of a message where they belong.
+///
+/// # Safety
+/// As for [`Transport::end`].
+unsafe fn put(message: &Message, frame: &Frame, stream: &CudaStream) -> Result<()> {
+    let mut rest = &frame.bytes[..];
+    for (address, bytes) in &message.segments {
+        let (part, after) = rest.split_at(*bytes);
+        rest = after;
+        // SAFETY: the caller vouches for the segment until this step's end.
+        unsafe { memory::upload(stream, *address, part)? };
+    }
+    Ok(())
 }
 
 impl Transport for Staged {
@@ -103,18 +148,8 @@ impl Transport for Staged {
     }
 
     unsafe fn end(&mut self, step: u32, stream: &Arc<CudaStream>) -> Result<()> {
-        self.wire.poll()?;
-        let due: Vec<Message> = self.awaited.extract_if(.., |message| message.due() <= step).collect();
-        // Also those of this step that come after one that is looked for now.
-        for (at, message) in due.iter().enumerate() {
-            let (now, rest) = (message, &due[at + 1..]);
-            self.awaited.extend_from_slice(rest);
-            // SAFETY: the caller's promise.
-            let taken = unsafe { self.take(now, stream) };
-            self.awaited.truncate(self.awaited.len() - rest.len());
-            taken?;
-        }
-        Ok(())
+        // SAFETY: the caller's promise.
+        self.each_due(step, |message, frame| unsafe { put(message, &frame, stream) })
     }
 
     fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {

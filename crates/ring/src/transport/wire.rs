@@ -68,6 +68,11 @@ impl Wire {
         self.links.len()
     }
 
+    #[cfg(feature = "nccl")]
+    pub(super) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Hands a frame over; the peer may be gone, which only matters to who waits for it.
     pub(super) fn send(&self, peer: usize, frame: Frame) {
         if let Some(Some(link)) = self.links.get(peer) {
