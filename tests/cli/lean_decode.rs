@@ -177,6 +177,8 @@ fn lean_decode_says_what_is_wrong() {
     let without = |name: &str| -> File { dense().into_iter().filter(|(n, _)| *n != name).collect() };
     wrong(&without("k"), &[], &["`k`", "missing"]);
     wrong(&with("kv_len", T::i32(&[B], &[37, 41])), &[], &["`kv_len`", "outside"]);
+    // Room for logits is what the cache holds, not what a length says.
+    wrong(&with("kv_len", T::i32(&[B], &[37, i32::MAX])), &["logits=true"], &["`kv_len`", "outside"]);
     wrong(&with("kv_len", T::i32(&[3], &[1, 2, 3])), &[], &["`", "B = "]);
     wrong(&with("q", T::f32(&[B, 1, H, D], &wave(1.0, B * H * D))), &[], &["bf16", "f32"]);
     wrong(&with("q", T::bf16(&[B, 1, 3, D], &wave(1.0, B * 3 * D))), &[], &["key_heads"]);

@@ -188,7 +188,8 @@ fn setting(inputs: &Inputs) -> Result<Setting> {
     let slots: u32 = inputs.parse("slots")?;
     let columns = list.unwrap_or_else(|| {
         let keys = inputs.optional("kv_len").map(Tensor::as_indices).unwrap_or_default();
-        keys.into_iter().max().unwrap_or(0).max(1) as usize
+        // A length that no cache holds is the kernel's to report, and needs no room.
+        (keys.into_iter().max().unwrap_or(0).max(1) as usize).min(cache.capacity().max(1))
     });
     let plain = Options::new::<f32>(&shape);
     let options = Options {
