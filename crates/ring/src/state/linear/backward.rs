@@ -17,7 +17,7 @@ use crate::{
     },
     transport::Transport,
 };
-use cudarc::driver::{CudaStream, DevicePtr};
+use cudarc::driver::{CudaStream, DevicePtr, sys::CUdeviceptr};
 use lookback_device::{Element, memory, strided};
 use lookback_linear::{
     self as linear, BackwardOutputs, Mode, Options, RawBackwardInputs, RawBackwardOutputs, RawInputs, Read, Shape,
@@ -228,12 +228,12 @@ impl BackwardPlan {
         let (g, _g) = memory::input(forward.g, stream);
         let (bonus, _bonus) = memory::input(forward.bonus, stream);
         let (flags, _flags) = memory::input(forward.flags, stream);
-        let (state, _state) = memory::input(arrived.state.or(forward.state), stream);
-        let (normalizer, _normalizer) = memory::input(arrived.normalizer.or(forward.normalizer), stream);
+        let (state, _state) = memory::input(forward.state, stream);
+        let (normalizer, _normalizer) = memory::input(forward.normalizer, stream);
         let (reverse_q, _reverse_q) = memory::input(forward.reverse.q, stream);
         let (reverse_k, _reverse_k) = memory::input(forward.reverse.k, stream);
         let (reverse_g, _reverse_g) = memory::input(forward.reverse.g, stream);
-        let (reverse_state, _reverse_state) = memory::input(arrived.reverse_state.or(forward.reverse.state), stream);
+        let (reverse_state, _reverse_state) = memory::input(forward.reverse.state, stream);
         let ours = RawInputs { q, k, v, g, bonus, flags, ..RawInputs::default() };
         let forward = RawInputs { state, normalizer, reverse_q, reverse_k, reverse_g, reverse_state, ..ours };
         let (o, _o) = memory::input(own.o, stream);
@@ -256,16 +256,43 @@ impl BackwardPlan {
         let (reverse_d_state, _reverse_d_state) = memory::output(outputs.reverse.d_state, stream);
         let ours = RawBackwardOutputs { dq, dk, dv, dg, d_bonus, d_state, ..RawBackwardOutputs::default() };
         let out = RawBackwardOutputs { d_normalizer, reverse_dq, reverse_dk, reverse_dg, reverse_d_state, ..ours };
-        let began = RawArrived {
-            state: if arrived.state.is_some() { state } else { 0 },
-            reverse_state: if arrived.reverse_state.is_some() { reverse_state } else { 0 },
-            normalizer: if arrived.normalizer.is_some() { normalizer } else { 0 },
-        };
-        self.check(&raw, &out, &began, transport)?;
+        let (state, _arrived_state) = memory::input(arrived.state, stream);
+        let (reverse_state, _arrived_reverse) = memory::input(arrived.reverse_state, stream);
+        let (normalizer, _arrived_normalizer) = memory::input(arrived.normalizer, stream);
+        let began = RawArrived { state, reverse_state, normalizer };
         let (workspace, _workspace) = workspace.hold(OP, &self.contents, stream)?;
-        let run = Run { plan: self, stream, inputs: &raw, outputs: &out, workspace };
         // SAFETY: the slices live on the stream's context and have the elements of the plan's tensors; their guards are held until
-        // everything is queued, and transfers have ended by then. Tasks keep to the plan's tensors and its workspace.
+        // everything is queued, and transfers have ended by then.
+        unsafe { self.run_raw(stream, &raw, &began, &out, workspace, transport) }
+    }
+
+    /// As [`run`](Self::run) on device addresses.
+    ///
+    /// # Errors
+    /// Those of [`run`](Self::run), [`Error::Align`], [`Error::Alias`].
+    ///
+    /// # Safety
+    /// That of [`Plan::run_raw`](super::Plan::run_raw).
+    pub unsafe fn run_raw(
+        &self,
+        stream: &Arc<CudaStream>,
+        inputs: &RawBackwardInputs,
+        arrived: &RawArrived,
+        outputs: &RawBackwardOutputs,
+        workspace: CUdeviceptr,
+        transport: &mut dyn Transport,
+    ) -> Result<()> {
+        self.check(inputs, outputs, arrived, transport)?;
+        let or = |arrived: CUdeviceptr, own: CUdeviceptr| if arrived == 0 { own } else { arrived };
+        let forward = RawInputs {
+            state: or(arrived.state, inputs.forward.state),
+            reverse_state: or(arrived.reverse_state, inputs.forward.reverse_state),
+            normalizer: or(arrived.normalizer, inputs.forward.normalizer),
+            ..inputs.forward
+        };
+        let inputs = RawBackwardInputs { forward, ..*inputs };
+        let run = Run { plan: self, stream, inputs: &inputs, outputs, workspace };
+        // SAFETY: the caller's promise; tasks keep to the plan's tensors and its workspace.
         unsafe { program::execute(&self.steps, &run, stream, transport) }
     }
 

@@ -49,8 +49,8 @@ impl Plan {
     /// sequences: the deal has the documents.
     ///
     /// # Errors
-    /// [`Error::Range`] ← ranks, a rank or blocks that there are not; [`Error::Shape`] ← documents that do not end with the sequence, or
-    /// heads of a block that do not share queries or keys evenly; [`Error::Layout`] ← strides; [`Error::NoKernel`] ← shifted reads,
+    /// [`Error::Range`](crate::Error::Range) ← ranks, a rank or blocks that there are not; [`Error::Shape`](crate::Error::Shape) ← documents that do not end with the sequence, or
+    /// heads of a block that do not share queries or keys evenly; [`Error::Layout`](crate::Error::Layout) ← strides; [`Error::NoKernel`](crate::Error::NoKernel) ← shifted reads,
     /// prefixes, a normaliser of some of the heads (in blocks, or with [`Mode::Split`]); those of [`linear::Plan::new`].
     pub fn new(shape: &Shape, options: &Options, deal: &Deal, rank: usize, device: &DeviceInfo) -> Result<Self> {
         let dealt = Dealt::new(OP, deal, shape.batch, shape.seq_len, rank)?;
@@ -113,7 +113,7 @@ impl Plan {
     /// Its workspace.
     ///
     /// # Errors
-    /// [`Error::OutOfMemory`], [`Error::Driver`].
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory), [`Error::Driver`](crate::Error::Driver).
     pub fn workspace(&self, stream: &Arc<CudaStream>) -> Result<Workspace> {
         Workspace::of(stream, &self.contents)
     }
@@ -152,8 +152,8 @@ impl Plan {
     /// without gaps. `cu_seqlens` is the plan's own and left out. An initial state of a document that began on another rank is not read.
     ///
     /// # Errors
-    /// [`Error::Dtype`], [`Error::Shape`] ← a slice is too short or has no meaning here, or the transport is another rank's; nothing is
-    /// launched or sent on these. [`Error::Peer`] ← another rank has failed: results are undefined, and all other ranks are told.
+    /// [`Error::Dtype`](crate::Error::Dtype), [`Error::Shape`](crate::Error::Shape) ← a slice is too short or has no meaning here, or the transport is another rank's; nothing is
+    /// launched or sent on these. [`Error::Peer`](crate::Error::Peer) ← another rank has failed: results are undefined, and all other ranks are told.
     ///
     /// # Numerics
     /// Those of [`linear::Plan::run`]; states pass in f32. With [`Passing::AllGather`](crate::state::Passing::AllGather) they are the
@@ -235,7 +235,7 @@ impl Plan {
     /// As [`run`](Self::run) on device addresses.
     ///
     /// # Errors
-    /// Those of [`run`](Self::run), [`Error::Align`], [`Error::Alias`].
+    /// Those of [`run`](Self::run), [`Error::Align`](crate::Error::Align), [`Error::Alias`](crate::Error::Alias).
     ///
     /// # Safety
     /// * Every address that is not 0 is readable (inputs) or readable and writable (outputs) over the plan's tensors, and `workspace` is
