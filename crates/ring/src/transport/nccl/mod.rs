@@ -295,7 +295,11 @@ mod tests {
                 {
                     let of = |rank: usize, peer: usize, is_sent: bool| -> Vec<Label> {
                         let Some(found) = all[rank].steps.get(step) else { return Vec::new() };
-                        let found = messages(step, if is_sent { &found.send } else { &found.receive });
+                        let mut found = messages(step, if is_sent { &found.send } else { &found.receive });
+                        // Whatever order a schedule lists them in.
+                        if !is_sent {
+                            found.reverse();
+                        }
                         let dues = step as u32..(step + steps) as u32;
                         let due = dues.flat_map(|due| due_in(&found, due).into_iter().cloned().collect::<Vec<_>>());
                         due.filter(|message| message.peer == peer).map(|message| message.label).collect()
