@@ -239,6 +239,7 @@ fn merge_same_bits_under_every_schedule() {
 fn merge_nothing_is_nothing() {
     for case in [Case { tokens: 0, ..CASE }, Case { batch: 0, ..CASE }, Case { heads: 0, ..CASE }] {
         check::<f32, f32>(&case);
+        check::<f32, f32>(&Case { accumulate: true, ..case });
     }
     // No states: every row is of no keys, or of the sink alone.
     check::<f32, f32>(&Case { states: 0, ..CASE });

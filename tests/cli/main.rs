@@ -6,6 +6,7 @@ mod bad_input;
 mod bench;
 mod files;
 mod gated_scan;
+mod kv_append;
 #[cfg(target_os = "linux")]
 mod launch;
 mod lean_decode;

@@ -27,6 +27,8 @@ impl CliError {
     pub fn exit_code(&self) -> ExitCode {
         let usage = match self {
             Self::Input(_) => true,
+            // What a kernel left out stood in the user's file.
+            Self::Operation(Error::Masked { .. }) => true,
             Self::Operation(error) => matches!(error.class(), Class::Caller | Class::Data),
             Self::Failed(_) => false,
         };

@@ -185,7 +185,8 @@ impl Plan {
         let Shape { states, ragged, batch, tokens, heads, value_dim, .. } = self.shape;
         let (o_span, lse_span, starts, sink) = (self.o.span(), self.lse.span(), self.starts(), self.sink());
         strided::given(OP, "starts", ragged, raw.starts != 0)?;
-        if self.options.accumulate {
+        // An empty tensor may have no address.
+        if self.options.accumulate && self.lse_out.all.elements() > 0 {
             strided::given(OP, "lse_out", true, raw.lse_out != 0)?;
         }
         let inputs: [Placed<'_>; 4] = [

@@ -111,13 +111,22 @@ fn setting(inputs: &Inputs) -> Result<Setting> {
     if heads_first {
         std::mem::swap(&mut places, &mut heads);
     }
+    let slots = inputs.optional("slot_map").is_some();
+    for name in ["kv_len", "cu_seqlens", "cu_seqlens_k", "kv_indptr", "kv_indices"] {
+        if slots && inputs.optional(name).is_some() {
+            return Err(inputs.wrong(name, "has no meaning beside `slot_map`".into()));
+        }
+    }
     let (cache, pages) = match (paged, k.shape.len()) {
         (true, _) => {
-            let table = inputs.optional("kv_indices").map_or(0, Tensor::len);
+            let table = if slots { 0 } else { inputs.tensor("kv_indices")?.len() };
             (Cache::Paged { pages: inputs.extent('P'), page_size: places, table }, inputs.extent('P'))
         }
         (false, 4) => (Cache::Dense { capacity: places }, batch),
         _ => {
+            if !slots {
+                inputs.tensor("cu_seqlens_k")?;
+            }
             (places, heads) = (inputs.extent('L'), key_heads);
             (Cache::Ragged { tokens: places }, 1)
         }

@@ -125,6 +125,10 @@ fn setting(inputs: &Inputs) -> Result<Setting> {
         (false, true) => Names { k: "k", v: "v", starts: Some("cu_seqlens_k") },
         (false, false) => Names { k: "k", v: "v", starts: None },
     };
+    let others: &[&str] = if paged { &["k", "v", "cu_seqlens_k"] } else { &["v_pages", "kv_indptr", "kv_indices"] };
+    if let Some(name) = others.iter().find(|name| inputs.optional(name).is_some()) {
+        return Err(inputs.wrong(name, format!("has no meaning beside `{}`", names.k)));
+    }
     let (k, v) = (inputs.tensor(names.k)?, inputs.tensor(names.v)?);
     if k.kind != v.kind || k.shape.len() != v.shape.len() {
         return Err(inputs.wrong(names.v, format!("must have the type and dimensions of `{}`", names.k)));
@@ -177,7 +181,10 @@ fn setting(inputs: &Inputs) -> Result<Setting> {
             }
             CacheType::E4m3(of_keys)
         }
-        _ => CacheType::Same,
+        _ => match ["k_scale", "v_scale"].into_iter().find(|name| inputs.optional(name).is_some()) {
+            Some(name) => return Err(inputs.wrong(name, "goes with a cache of e4m3".into())),
+            None => CacheType::Same,
+        },
     };
     let list = inputs.optional("list").map(|_| inputs.extent('E'));
     if list.is_some() && inputs.extent('G') != key_heads {
