@@ -104,6 +104,21 @@ fn gradients_of_processes_are_the_bytes_of_threads() {
 }
 
 #[test]
+fn heads_that_share_keys_unevenly_are_refused() {
+    let folder = Folder::new("ring-uneven");
+    // Six of twelve heads on a rank: four share one key head and two another.
+    for (operation, backward) in [("ring_attention", false), ("ring_attention_backward", true)] {
+        let input = folder.write("in", &tensors([1, 9, 12, 3, 8], &[], backward));
+        let out = folder.path("out");
+        let [input, to] = [&input, &out].map(|path| path.to_str().expect("utf-8"));
+        let set = ["--set", "schedule=ulysses", "--set", "ranks=2"];
+        let done = lookback(&[&["run", operation, "--in", input, "--out", to], &set[..]].concat());
+        assert_eq!(done.status.code(), Some(2), "{}", stderr(&done));
+        assert!(stderr(&done).contains("`ranks`") && !out.exists(), "{}", stderr(&done));
+    }
+}
+
+#[test]
 fn the_model_s_choice_is_told_with_what_came_next() {
     let folder = Folder::new("ring-auto");
     let input = folder.write("in", &tensors([1, 64, 8, 2, 32], &[], false));

@@ -104,7 +104,9 @@ fn block(
     output: Output,
 ) -> Result<(attention::Shape, attention::Options)> {
     let (heads, key_heads) = (q.heads, k.heads);
-    if key_heads > 0 && !heads.is_multiple_of(key_heads) {
+    // Of several key heads each must come with all query heads that share it: kernels deal queries out evenly.
+    let group = compiler.job.heads.checked_div(compiler.job.key_heads).unwrap_or(1);
+    if key_heads > 1 && heads != key_heads * group {
         let want = format!("such that a rank's {heads} query heads share {key_heads} key heads evenly");
         let got = vec![compiler.job.layout.ranks as u64];
         return Err(Error::Shape { op: super::forward::OP, arg: "ranks", want, got });
