@@ -1,6 +1,7 @@
 //! Sequences that are dealt to several ranks, each a thread with its own stream on the same device.
 mod attention;
 mod backward;
+mod bad_input;
 pub mod case;
 mod faults;
 pub mod states;
