@@ -149,7 +149,7 @@ fn bad_input_is_named() {
     );
     refused("attend-word", &files, &["mask=diagonal"], &["`mask`", "anti_causal", "diagonal"]);
     refused("attend-left", &files, &["left=3"], &["`left`", "mask=window"]);
-    refused("attend-cap", &files, &["softcap=0"], &["softcap", "above 0"]);
+    refused("attend-cap", &files, &["softcap=0"], &["softcap", "from", "1024"]);
     refused("attend-out", &files, &["out=f64"], &["`out`", "same, f32"]);
     refused("attend-offset", &files, &["offset=1073741824"], &["offset", "1073741824"]);
     refused("attend-prefix-none", &files, &["mask=prefix"], &["`prefix_len`"]);

@@ -20,7 +20,7 @@ pub use program::Workspace;
 use crate::schedule::Kind;
 use lookback_device::DType;
 
-/// Sizes of every rank's tensors; their tokens are the [`Layout`]'s.
+/// Sizes of every rank's tensors; their tokens are the [`Layout`](crate::partition::Layout)'s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
     /// Rows of equal length, `B`.

@@ -7,7 +7,7 @@ use std::ops::Range;
 /// What a view is part of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Base {
-    /// One of the caller's tensors, by its number in [`Tensors`](super::Tensors).
+    /// One of the caller's tensors, by its number in the program.
     Tensor(usize),
     /// Memory of the workspace, by its number in the [`Arena`].
     Buffer(usize),

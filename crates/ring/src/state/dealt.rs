@@ -32,7 +32,7 @@ impl Passing {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Deal {
     /// Ranks. Rank `r` of `P` has the positions from `floor(N r / P)` to `floor(N (r + 1) / P)`, as
-    /// [`Partition::Contiguous`](crate::Partition::Contiguous) says.
+    /// [`Partition::Contiguous`] says.
     pub ranks: usize,
     /// Starts of the documents of the only row, ascending from 0, and the number of tokens. Without, every row is one sequence.
     pub documents: Option<Vec<usize>>,

@@ -10,7 +10,7 @@ use cudarc::driver::CudaStream;
 use lookback_device::{PeerFault, memory};
 use std::{sync::Arc, time::Instant};
 
-/// Links over host memory: between threads by [`local`](super::local), between processes by [`tcp`](super::tcp).
+/// Links over host memory: between threads by [`local`](super::local()), between processes by [`tcp`](super::tcp()).
 ///
 /// A step's transfers run beside what is computed in it; copies between device and host do not.
 pub struct Staged {

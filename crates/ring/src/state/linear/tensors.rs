@@ -11,7 +11,7 @@ use lookback_linear::{self as linear, Decay, Mode, Options, RawInputs, RawOutput
 pub struct Arrived<'a> {
     /// `[N,H,K,V]` f32.
     pub state: Option<&'a mut dyn DevicePtrMut<f32>>,
-    /// `[N,H,K,V]` f32 of the reverse direction of [`Mode::Bidirectional`](linear::Mode::Bidirectional).
+    /// `[N,H,K,V]` f32 of the reverse direction of [`Mode::Bidirectional`].
     pub reverse_state: Option<&'a mut dyn DevicePtrMut<f32>>,
     /// `[N,H,K]` f32 sums of keys, with a normaliser.
     pub normalizer: Option<&'a mut dyn DevicePtrMut<f32>>,
