@@ -1,0 +1,38 @@
+//! Every operation of lookback on canonical shapes, as data: what a benchmark, a profiler or a comparison with another library
+//! launches, how much work it is at least, and on which tensors.
+//!
+//! [`cases`] gives [`Case`]s, which are cheap: names, shapes, bytes and flops. [`Case::make`] allocates and fills the tensors, and
+//! gives [`Work`] to launch. One is made at a time, because some take gigabytes.
+//!
+//! # Examples
+//! ```no_run
+//! use lookback_bench::{Scale, cases};
+//! # fn main() -> lookback_device::Result<()> {
+//! let context = lookback_device::open(lookback_device::DevicePick::Auto)?;
+//! let info = lookback_device::DeviceInfo::of(&context)?;
+//! for case in cases(&info, Scale::Full).filter(|case| case.facts.name.contains("rms_norm")) {
+//!     let mut work = case.make(&context.per_thread_stream(), 1)?;
+//!     work.launch(0)?;
+//!     for tensor in work.tensors() {
+//!         println!("{} {:?} {} bytes at {:#x}", tensor.name, tensor.shape, tensor.bytes, tensor.address);
+//!     }
+//! }
+//! # Ok(())
+//! # }
+//! ```
+
+mod case;
+mod memory;
+mod scan;
+
+pub use case::{Case, Facts, Launch, Scale, Work};
+pub use memory::{Memory, Role, Tensor};
+
+use lookback_device::DeviceInfo;
+
+/// Every case, in the order of families. Names are unique within a scale. Where a device has no kernel for a case, making it says so.
+pub fn cases(info: &DeviceInfo, scale: Scale) -> impl Iterator<Item = Case> {
+    let families: [fn(&DeviceInfo, Scale) -> Vec<Case>; 1] = [scan::cases];
+    let info = info.clone();
+    families.into_iter().flat_map(move |family| family(&info, scale))
+}
