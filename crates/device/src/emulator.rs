@@ -4,7 +4,7 @@
 
 use libloading::Library;
 use std::{
-    ffi::{CString, c_char},
+    ffi::{CString, c_char, c_void},
     path::{Path, PathBuf},
     sync::OnceLock,
 };
@@ -38,12 +38,38 @@ pub fn last_fault() -> Option<String> {
 
 /// Starts counting anew.
 pub fn reset_counters() {
-    type Reset = unsafe extern "C" fn();
+    call(b"lookback_emulator_reset_counters\0");
+}
+
+/// What the calling thread would have had the device do since [`reset_recording`], as a JSON list; with the switch `record` on,
+/// kernels are listed and not run.
+pub fn recording() -> Option<String> {
+    text(b"lookback_emulator_recording\0")
+}
+
+/// Starts the recording anew.
+pub fn reset_recording() {
+    call(b"lookback_emulator_reset_recording\0");
+}
+
+/// Bytes of device memory by their address, which the emulator checks; `None` where it holds no such bytes.
+pub fn read(address: u64, bytes: usize) -> Option<Vec<u8>> {
+    type Copy = unsafe extern "C" fn(*mut c_void, u64, usize) -> i32;
+    let library = LIBRARY.get()?;
+    // SAFETY: the symbol has this signature.
+    let copy = unsafe { library.get::<Copy>(b"cuMemcpyDtoH_v2\0") }.ok()?;
+    let mut target = vec![0; bytes];
+    // SAFETY: the target has the stated length, and an address that is none of a live allocation is refused.
+    (unsafe { copy(target.as_mut_ptr().cast(), address, bytes) } == 0).then_some(target)
+}
+
+fn call(symbol: &[u8]) {
+    type Call = unsafe extern "C" fn();
     let Some(library) = LIBRARY.get() else { return };
-    // SAFETY: the emulator exports this symbol as a function without arguments.
-    if let Ok(reset) = unsafe { library.get::<Reset>(b"lookback_emulator_reset_counters\0") } {
-        // SAFETY: as above; it touches only the emulator's own state.
-        unsafe { reset() }
+    // SAFETY: the emulator exports the symbols that this is called for as functions without arguments.
+    if let Ok(function) = unsafe { library.get::<Call>(symbol) } {
+        // SAFETY: as above; they touch only the emulator's own state.
+        unsafe { function() }
     }
 }
 

@@ -87,6 +87,21 @@ pub(super) struct KernelLaunch {
 }
 
 impl KernelLaunch {
+    /// Name of the kernel.
+    pub(super) fn entry(&self) -> &str {
+        self.function.name()
+    }
+
+    /// Shape of the launch.
+    pub(super) fn config(&self) -> &LaunchConfig {
+        &self.config
+    }
+
+    /// The parameter block.
+    pub(super) fn parameters(&self) -> &[u8] {
+        &self.parameters
+    }
+
     /// Run it. A launch that cannot start is this call's error; a fault of the running kernel is every later call's.
     pub(super) fn run(&self, context: &Context) -> Outcome {
         let options = options::current().launch;

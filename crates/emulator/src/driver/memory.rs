@@ -9,6 +9,7 @@ use super::handles::{Handle, lock};
 use super::operation::Fill;
 use super::options;
 use super::pool;
+use super::recording;
 use super::report;
 use super::stream;
 use crate::memory::{DeviceMemory, MAX_ALLOCATION, MemoryError, OFFSET_BITS};
@@ -88,10 +89,16 @@ pub(super) fn allocate(context: &Context, bytes: u64, origin: Origin) -> Outcome
             return Err(CUresult::OUT_OF_MEMORY);
         }
     }
-    let pointer = MEMORY.alloc(bytes).map_err(|why| {
+    // Variables come with their module, wherever it is loaded.
+    let is_recorded = origin != Origin::Module && recording::is_on();
+    let memory = if is_recorded { MEMORY.reserve(bytes) } else { MEMORY.alloc(bytes) };
+    let pointer = memory.map_err(|why| {
         report::note(why.to_string());
         CUresult::OUT_OF_MEMORY
     })?;
+    if is_recorded {
+        recording::allocated(pointer, bytes);
+    }
     charged.fetch_add(charge, Ordering::Relaxed);
     let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
     lock(&ALLOCATIONS).insert(pointer, Allocation { id, bytes, context: context.handle, origin, charged });
@@ -176,13 +183,13 @@ pub(super) fn copy(to: u64, from: u64, bytes: u64) -> Outcome {
     match (is_device(to), is_device(from)) {
         (true, true) => memory.copy_within(to, from, bytes).map_err(refuse),
         (true, false) => {
-            memory.view().check(to, bytes).map_err(|why| refuse(why.into()))?;
+            check(to, bytes)?;
             // SAFETY: the caller of the entry point vouches for `bytes` readable bytes at this host address.
             let source = unsafe { std::slice::from_raw_parts(from as *const u8, length) };
             memory.copy_from_host(to, source).map_err(refuse)
         }
         (false, true) => {
-            memory.view().check(from, bytes).map_err(|why| refuse(why.into()))?;
+            check(from, bytes)?;
             // SAFETY: the caller of the entry point vouches for `bytes` writable bytes at this host address; what they
             // hold is overwritten, not read.
             let target = unsafe { std::slice::from_raw_parts_mut(to as *mut u8, length) };
@@ -196,10 +203,22 @@ pub(super) fn copy(to: u64, from: u64, bytes: u64) -> Outcome {
     }
 }
 
-/// Fill a rectangle of device memory.
-pub(super) fn fill(fill: &Fill) -> Outcome {
+/// An error unless the range is inside one live allocation.
+pub(super) fn check(pointer: u64, bytes: u64) -> Outcome {
+    device().view().check(pointer, bytes).map_err(|why| refuse(why.into()))
+}
+
+/// What a range of the device holds.
+pub(super) fn contents(pointer: u64, bytes: u64) -> Outcome<Vec<u8>> {
+    let mut contents = vec![0; usize::try_from(bytes).map_err(|_| CUresult::INVALID_VALUE)?];
+    device().copy_to_host(&mut contents, pointer).map_err(refuse)?;
+    Ok(contents)
+}
+
+/// Bytes from the first to the last that a fill writes; an error if it is not a good one.
+pub(super) fn filled_span(fill: &Fill) -> Outcome<u64> {
     if fill.columns == 0 || fill.rows == 0 {
-        return Ok(());
+        return Ok(0);
     }
     let width = u64::from(fill.width);
     let row = fill.columns.checked_mul(width).ok_or(CUresult::INVALID_VALUE)?;
@@ -212,8 +231,16 @@ pub(super) fn fill(fill: &Fill) -> Outcome {
     {
         return Err(CUresult::INVALID_VALUE);
     }
+    check(fill.to, span)?;
+    Ok(span)
+}
+
+/// Fill a rectangle of device memory.
+pub(super) fn fill(fill: &Fill) -> Outcome {
+    if filled_span(fill)? == 0 {
+        return Ok(());
+    }
     let memory = device();
-    memory.view().check(fill.to, span).map_err(|why| refuse(why.into()))?;
     let [a, b, c, d] = fill.value.to_le_bytes();
     for index in 0..fill.rows {
         let to = fill.to + index * fill.pitch;

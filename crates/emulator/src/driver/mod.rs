@@ -11,7 +11,8 @@
 //! * Handles are looked up and never followed. Addresses of host memory must be trusted, as by any driver.
 //! * What is not emulated answers `CUDA_ERROR_NOT_SUPPORTED` and says its name.
 //! * The emulator's own symbols, for `dlsym`: `lookback_emulator_set_options`, `lookback_emulator_last_fault`,
-//!   `lookback_emulator_clear_fault`, `lookback_emulator_counters`, `lookback_emulator_reset_counters`.
+//!   `lookback_emulator_clear_fault`, `lookback_emulator_counters`, `lookback_emulator_reset_counters`,
+//!   `lookback_emulator_recording`, `lookback_emulator_reset_recording`.
 
 mod api;
 mod args;
@@ -37,6 +38,7 @@ mod options;
 mod pointer;
 mod pool;
 mod profiler;
+mod recording;
 mod report;
 mod stream;
 mod stubs;

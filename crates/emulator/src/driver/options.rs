@@ -9,6 +9,7 @@
 //! | `MMA` | `fma`, `hopper` |
 //! | `ASYNC` | `late`, `eager` |
 //! | `COUNTING` | `basic`, `full` (distinct bytes too) |
+//! | `RECORD` | `off`, `on`: kernels are not run but listed, see `recording` |
 //! | `MEMORY_MIB` | device memory; set by a thread, it bounds what that thread has allocated |
 //! | `SM_COUNT`, `QUANTUM`, `INSTRUCTION_LIMIT` | whole numbers above 0 |
 
@@ -22,7 +23,7 @@ use std::sync::OnceLock;
 /// Device memory unless told otherwise. Far less than an H200 has, since the host pays for it.
 const DEFAULT_MEMORY_MIB: u64 = 4096;
 
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 12] = [
     "CHECKS",
     "ORDER",
     "RESIDENCY",
@@ -30,6 +31,7 @@ const KEYS: [&str; 11] = [
     "MMA",
     "ASYNC",
     "COUNTING",
+    "RECORD",
     "MEMORY_MIB",
     "SM_COUNT",
     "QUANTUM",
@@ -43,11 +45,13 @@ pub(super) struct Settings {
     pub(super) launch: Options,
     /// Size of the device's memory.
     pub(super) memory_bytes: u64,
+    /// Whether work is listed instead of done.
+    pub(super) record: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { launch: Options::default(), memory_bytes: DEFAULT_MEMORY_MIB << 20 }
+        Self { launch: Options::default(), memory_bytes: DEFAULT_MEMORY_MIB << 20, record: false }
     }
 }
 
@@ -107,6 +111,13 @@ impl Settings {
                     "basic" => Counting::Basic,
                     "full" => Counting::Full,
                     _ => return Err(wrong("basic or full")),
+                }
+            }
+            "RECORD" => {
+                self.record = match value {
+                    "on" => true,
+                    "off" => false,
+                    _ => return Err(wrong("on or off")),
                 }
             }
             "MEMORY_MIB" => {
@@ -237,6 +248,7 @@ mod tests {
             ("MMA", "hopper"),
             ("ASYNC", "eager"),
             ("COUNTING", "full"),
+            ("RECORD", "on"),
             ("MEMORY_MIB", "64"),
             ("SM_COUNT", "4"),
             ("QUANTUM", "10"),

@@ -1,7 +1,7 @@
 //! One block of device memory.
 
 use super::{InitMap, POISON};
-use std::alloc::{Layout, alloc, dealloc};
+use std::alloc::{Layout, alloc, alloc_zeroed, dealloc};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -11,8 +11,10 @@ const ALIGNMENT: usize = 256;
 /// Bytes of device memory, and which of them have been written.
 #[derive(Debug)]
 pub struct Allocation {
-    base: NonNull<u8>,
+    base: *mut u8,
     bytes: u64,
+    charge: u64,
+    block: NonNull<u8>,
     layout: Layout,
     init: InitMap,
 }
@@ -23,25 +25,44 @@ unsafe impl Send for Allocation {}
 unsafe impl Sync for Allocation {}
 
 impl Allocation {
-    /// A poisoned block, or nothing when the host has no memory for it.
-    pub(super) fn new(bytes: u64) -> Option<Arc<Self>> {
+    /// A poisoned block that `charge` bytes of the device are charged for, or nothing when the host has no memory for it.
+    pub(super) fn new(bytes: u64, charge: u64) -> Option<Arc<Self>> {
         let layout = Layout::from_size_align(usize::try_from(bytes.max(1)).ok()?, ALIGNMENT).ok()?;
         let init = InitMap::new(bytes)?;
         // SAFETY: the layout has a size of at least 1.
-        let base = NonNull::new(unsafe { alloc(layout) })?;
+        let block = NonNull::new(unsafe { alloc(layout) })?;
         // SAFETY: the block has `layout.size()` bytes.
-        unsafe { base.as_ptr().write_bytes(POISON, layout.size()) };
-        Some(Arc::new(Self { base, bytes, layout, init }))
+        unsafe { block.as_ptr().write_bytes(POISON, layout.size()) };
+        Some(Arc::new(Self { base: block.as_ptr(), bytes, charge, block, layout, init }))
+    }
+
+    /// A block of zeros, free of charge: of a long one, the host gives only the pages that are touched. Only a block of the
+    /// plainest alignment comes so from the system, and the start is found in it.
+    pub(super) fn reserved(bytes: u64) -> Option<Arc<Self>> {
+        let room = usize::try_from(bytes).ok()?.checked_add(ALIGNMENT)?;
+        let layout = Layout::from_size_align(room, align_of::<u64>()).ok()?;
+        let init = InitMap::new(bytes)?;
+        // SAFETY: the layout has a size of at least `ALIGNMENT`.
+        let block = NonNull::new(unsafe { alloc_zeroed(layout) })?;
+        let before = block.as_ptr().align_offset(ALIGNMENT).min(ALIGNMENT);
+        // SAFETY: `before` is at most `ALIGNMENT`, and the block has that many bytes and `bytes` more.
+        let base = unsafe { block.as_ptr().add(before) };
+        Some(Arc::new(Self { base, bytes, charge: 0, block, layout, init }))
     }
 
     /// Where the block is on the host.
     pub fn base(&self) -> *mut u8 {
-        self.base.as_ptr()
+        self.base
     }
 
     /// Size in bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Bytes of the device that are charged for it.
+    pub(super) fn charge(&self) -> u64 {
+        self.charge
     }
 
     /// Which bytes have been written.
@@ -52,7 +73,7 @@ impl Allocation {
 
 impl Drop for Allocation {
     fn drop(&mut self) {
-        // SAFETY: `base` came from `alloc` with this layout, and nobody else frees it.
-        unsafe { dealloc(self.base.as_ptr(), self.layout) };
+        // SAFETY: `block` came from the allocator with this layout, and nobody else frees it.
+        unsafe { dealloc(self.block.as_ptr(), self.layout) };
     }
 }

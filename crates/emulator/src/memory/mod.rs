@@ -106,14 +106,24 @@ impl DeviceMemory {
     ///
     /// Zero bytes are allowed and give a pointer that nothing may be read from; drivers refuse them before.
     pub fn alloc(&self, bytes: u64) -> Result<u64, MemoryError> {
+        let charge = bytes.checked_next_multiple_of(GRANULE).unwrap_or(u64::MAX);
+        self.add(bytes, charge, || Allocation::new(bytes, charge))
+    }
+
+    /// A fresh allocation of zeros that no kernel is going to use: of a long one the host pays only what is touched, so it
+    /// does not count against the limit. Nothing in it is initialised.
+    pub fn reserve(&self, bytes: u64) -> Result<u64, MemoryError> {
+        self.add(bytes, 0, || Allocation::reserved(bytes))
+    }
+
+    fn add(&self, bytes: u64, charge: u64, make: impl FnOnce() -> Option<Arc<Allocation>>) -> Result<u64, MemoryError> {
         let mut table = self.write();
-        let charge = bytes.next_multiple_of(GRANULE);
         let free = self.limit.saturating_sub(table.used);
         let exhausted = MemoryError::OutOfMemory { requested: bytes, free, total: self.limit };
         if bytes > MAX_ALLOCATION || charge > free || table.next >= MAX_NUMBERS {
             return Err(exhausted);
         }
-        let allocation = Allocation::new(bytes).ok_or(exhausted)?;
+        let allocation = make().ok_or(exhausted)?;
         let number = table.next;
         table.next += 1;
         table.used += charge;
@@ -135,7 +145,7 @@ impl DeviceMemory {
         if offset != 0 {
             return Err(MemoryError::InteriorFree { pointer, number, offset });
         }
-        table.used -= allocation.bytes().next_multiple_of(GRANULE);
+        table.used -= allocation.charge();
         drop(view);
         let (page, slot) = Page::position(number as usize);
         table.page(page).vacate(slot);

@@ -166,3 +166,23 @@ fn threads_share_the_device() {
     });
     assert_eq!(memory.info(), (1 << 24, 1 << 24));
 }
+
+#[test]
+fn what_is_reserved_is_zero_and_free() {
+    let memory = DeviceMemory::new(1 << 20);
+    // Far more than the limit, and than a test should touch.
+    let long = memory.reserve(8 << 30).unwrap();
+    assert_eq!(memory.info(), (1 << 20, 1 << 20));
+    let end = long + (8 << 30);
+    assert_eq!(bytes(&memory, end - 3, 3), [0; 3]);
+    memory.copy_from_host(end - 2, &[7, 8]).unwrap();
+    assert_eq!(bytes(&memory, end - 3, 3), [0, 7, 8]);
+    assert!(memory.copy_from_host(end - 1, &[7, 8]).is_err());
+    let view = memory.view();
+    let block = view.allocation(long).unwrap();
+    assert!(block.base().addr().is_multiple_of(256));
+    assert_eq!(block.init().first_missing(0, 8 << 30), Some(0));
+    memory.free(long).unwrap();
+    assert_eq!(memory.info(), (1 << 20, 1 << 20));
+    assert!(memory.reserve(1 << 40).is_err());
+}

@@ -10,5 +10,6 @@ mod launch;
 mod memory;
 mod modules;
 mod occupancy;
+mod recording;
 mod streams;
 mod support;

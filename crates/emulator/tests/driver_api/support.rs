@@ -72,6 +72,16 @@ pub fn counters() -> String {
     text(b"lookback_emulator_counters\0")
 }
 
+/// What this thread has recorded, as JSON.
+pub fn recording() -> String {
+    text(b"lookback_emulator_recording\0")
+}
+
+/// Start this thread's recording anew.
+pub fn reset_recording() {
+    call(b"lookback_emulator_reset_recording\0");
+}
+
 fn call(symbol: &[u8]) {
     // SAFETY: the symbols that this is called for take nothing and return nothing.
     unsafe { library().get::<unsafe extern "C" fn()>(symbol).expect("the symbol is exported")() }
