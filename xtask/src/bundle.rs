@@ -8,26 +8,8 @@ use std::{
     process::Command,
 };
 
-/// Every step has its own limit, so that one that hangs does not take the others' results with it.
-const RUN_SH: &str = r#"#!/bin/sh
-# Runs what this folder holds on the device of this host, or on the emulator where there is none.
-# usage: run.sh [OUT]   results go to OUT (default: ./results)
-here=$(cd "$(dirname "$0")" && pwd)
-out=${1:-$here/results}
-mkdir -p "$out"
-failed=0
-step() { # name, seconds, command...
-    name=$1; limit=$2; shift 2
-    if timeout "$limit" "$@" >"$out/$name.log" 2>&1; then echo "ok      $name"; else echo "FAILED  $name ($?)"; failed=1; fi
-}
-cd "$here" || exit 1
-step info 60 ./lookback info
-step check 300 ./lookback check --json
-step ask 120 ./lookback ask assets/phonebook.txt
-for test in tests/*; do step "$(basename "$test")" 300 "$test" --test-threads=1; done
-for bench in benches/*; do [ -x "$bench" ] && step "$(basename "$bench")" 300 "$bench" --bench; done
-exit $failed
-"#;
+/// What the folder's user runs.
+const RUN_SH: &str = include_str!("run.sh");
 
 /// Builds everything in release mode and copies it, stripped, into `dir`.
 pub fn run(dir: &Path) -> Result<(), String> {

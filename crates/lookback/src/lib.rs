@@ -6,7 +6,8 @@
 //! * [`scan`]: gated scans `h[t] = a[t] h[t-1] + b[t]`, forward and backward, in one launch by decoupled look-back;
 //! * [`attention`]: softmax attention in blocks, forward and backward, with every mask, and results that merge;
 //! * [`decode`]: attention of a few queries to long caches, dense, ragged or in pages, with equal work for every block;
-//! * [`ring`]: attention of sequences that are dealt to several ranks;
+//! * [`ring`]: sequences dealt to several ranks: attention, and the states of linear attention and scans; between threads and processes,
+//!   between GPUs with the feature `nccl`;
 //! * [`nn`]: matrix product, norms, embedding, gate, short convolution, rotary positions, argmax, cross-entropy;
 //! * [`model`]: Birdie's Gated SSM, Mamba-2, Hydra, LightNet, Based and JRT, GLA and RetNet, BERT, LLaMA;
 //! * [`open`] and [`DeviceInfo`]: a device, or the emulator where there is none. Contexts that you opened yourself do as well.
