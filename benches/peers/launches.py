@@ -1,0 +1,133 @@
+"""Launch files: what `lookback bench launches` wrote, bound to this process's memory and launched."""
+
+import json
+import pathlib
+
+FORMAT = 1
+
+
+class Case:
+    """One operation on one shape."""
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+        self.folder = self.path.parent
+        self.json = json.loads(self.path.read_text())
+        if self.json.get("format") != FORMAT:
+            raise ValueError(f"{path}: format {self.json.get('format')}, this program reads {FORMAT}")
+        self.name = self.json["name"]
+        self.operation = self.json["operation"]
+        self.dtype = self.json["dtype"]
+        self.shape = {name: extent for name, extent in self.json["shape"]}
+        self.bytes = self.json["bytes"]
+        self.flops = self.json["flops"]
+        self.buffers = self.json["buffers"]
+        self.sm_count = self.json["device"]["sm_count"]
+
+    @property
+    def special(self):
+        """What is special about it, between the operation and the element type in its name: `scalar, one group`."""
+        words = self.name.split(" ")
+        return " ".join(words[1 : len(words) - 2])
+
+    def rotates(self, index):
+        """Whether every set of tensors has its own. Workspaces are one, as they are for a host that launches."""
+        return self.buffers[index]["role"] != "scratch"
+
+    def set_bytes(self):
+        """Bytes of one set of tensors."""
+        return sum(buffer["bytes"] for index, buffer in enumerate(self.buffers) if self.rotates(index))
+
+    def outputs(self):
+        """Indices of what a launch writes and its caller reads."""
+        return [index for index, buffer in enumerate(self.buffers) if buffer["role"] in ("output", "both")]
+
+
+def read(folder, wanted=""):
+    """The cases of a folder whose name contains `wanted`."""
+    cases = [Case(path) for path in sorted(pathlib.Path(folder).glob("*.json"))]
+    return [case for case in cases if wanted in case.name]
+
+
+class Binding:
+    """A case whose buffers have addresses."""
+
+    def __init__(self, driver, case, addresses):
+        self.driver = driver
+        self.case = case
+        self.addresses = addresses
+        self.setup = [self._prepare(event) for event in case.json["setup"]]
+        self.launches = [self._prepare(event) for event in case.json["launches"]]
+
+    def set_up(self, stream):
+        """Does what the host did before the first launch. Nothing else may use the buffers meanwhile."""
+        for event in self.setup:
+            event(stream)
+
+    def launch(self, stream):
+        """Launches the case once."""
+        for event in self.launches:
+            event(stream)
+
+    def _address(self, place):
+        buffer, offset = place
+        return self.addresses[buffer] + offset
+
+    def _prepare(self, event):
+        """A function of the stream that does the event."""
+        driver, kind = self.driver, event["kind"]
+        if kind == "launch":
+            return self._prepare_launch(event)
+        to = self._address(event["to"])
+        if kind == "upload":
+            contents = (self.case.folder / event["data"]).read_bytes()
+            return lambda stream: driver.upload(to, contents)
+        if kind == "copy":
+            source, count = self._address(event["from"]), event["bytes"]
+            return lambda stream: driver.copy(to, source, count, stream)
+        if kind == "fill":
+            shape = [event[key] for key in ("value", "width", "columns", "rows", "pitch")]
+            return lambda stream: driver.fill(to, *shape, stream)
+        raise ValueError(f"{self.case.path}: {kind} is nothing that this program does")
+
+    def _prepare_launch(self, event):
+        parameters = relocate(event, self.addresses)
+        shared, cooperative = event["dynamic_shared"], event["cooperative"]
+        function = self.driver.function(self.case.folder / event["ptx"], event["entry"], shared)
+        grid, block, launch = event["grid"], event["block"], self.driver.launch
+        return lambda stream: launch(function, grid, block, shared, cooperative, parameters, stream)
+
+
+def relocate(event, addresses):
+    """The parameters of a launch with the addresses of its buffers."""
+    parameters = bytearray.fromhex(event["parameters"])
+    for pointer in event["pointers"]:
+        at = pointer["at"]
+        if any(parameters[at : at + 8]):
+            raise ValueError(f"{event['entry']}: there is no room for {pointer['argument']}")
+        address = addresses[pointer["buffer"]] + pointer["offset"]
+        parameters[at : at + 8] = address.to_bytes(8, "little")
+    return bytes(parameters)
+
+
+def replay(driver, case):
+    """Sets up and launches a case once in memory of the driver, and compares what it wrote with the file, byte by byte.
+
+    Gives the names of the outputs that are not equal, each with the first byte that differs.
+    """
+    addresses = [driver.allocate(buffer["bytes"]) for buffer in case.buffers]
+    binding = Binding(driver, case, addresses)
+    binding.set_up(0)
+    binding.launch(0)
+    expected = case.json["expected"]
+    if not expected:
+        raise ValueError(f"{case.path}: nothing is said of what it writes; record with --small")
+    wrong = []
+    for index in case.outputs():
+        buffer = case.buffers[index]
+        wanted = (case.folder / expected[buffer["name"]]).read_bytes()
+        got = driver.download(addresses[index], buffer["bytes"])
+        if got != wanted:
+            first = next(at for at, (a, b) in enumerate(zip(got, wanted)) if a != b)
+            wrong.append(f"{buffer['name']} differs from byte {first} of {buffer['bytes']} on")
+    return wrong
