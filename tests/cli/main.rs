@@ -9,6 +9,7 @@ mod gated_scan;
 mod kv_append;
 #[cfg(target_os = "linux")]
 mod launch;
+mod launches;
 mod lean_decode;
 mod linear_attention;
 mod listing;
