@@ -111,23 +111,31 @@ def relocate(event, addresses):
 
 
 def replay(driver, case):
-    """Sets up and launches a case once in memory of the driver, and compares what it wrote with the file, byte by byte.
-
-    Gives the names of the outputs that are not equal, each with the first byte that differs.
-    """
+    """Sets up and launches a case once in memory of the driver; gives the bytes of its buffers by name, before and after."""
     addresses = [driver.allocate(buffer["bytes"]) for buffer in case.buffers]
     binding = Binding(driver, case, addresses)
+
+    def contents():
+        held = [driver.download(address, buffer["bytes"]) for address, buffer in zip(addresses, case.buffers)]
+        return {buffer["name"]: value for buffer, value in zip(case.buffers, held)}
+
     binding.set_up(0)
+    before = contents()
     binding.launch(0)
+    return before, contents()
+
+
+def differences(case, before, after):
+    """What is not as the file says it is, byte by byte; and an output that was so before the launch, which shows nothing."""
     expected = case.json["expected"]
     if not expected:
         raise ValueError(f"{case.path}: nothing is said of what it writes; record with --small")
-    wrong = []
-    for index in case.outputs():
-        buffer = case.buffers[index]
-        wanted = (case.folder / expected[buffer["name"]]).read_bytes()
-        got = driver.download(addresses[index], buffer["bytes"])
-        if got != wanted:
-            first = next(at for at, (a, b) in enumerate(zip(got, wanted)) if a != b)
-            wrong.append(f"{buffer['name']} differs from byte {first} of {buffer['bytes']} on")
-    return wrong
+    found = []
+    for name, path in expected.items():
+        wanted = (case.folder / path).read_bytes()
+        if after[name] != wanted:
+            first = next(at for at, (a, b) in enumerate(zip(after[name], wanted)) if a != b)
+            found.append(f"{name} differs from byte {first} of {len(wanted)} on")
+        elif before[name] == wanted:
+            found.append(f"{name} was so before the launch")
+    return found

@@ -1,0 +1,67 @@
+"""Linear attention over all tokens at once: two products of PyTorch's, with and without a map of features around them."""
+
+import torch
+from torch.nn.functional import elu
+
+from . import peer, reference
+from ..compare import Wanted
+from .linear import features, index_of, of_heads, some_heads
+
+EPS = 1e-6
+
+
+def maps(case):
+    """The maps of queries and of keys."""
+    if "elu" in case.special:
+        return [lambda x: elu(x) + 1] * 2
+    if "softmax" in case.special:
+        return [lambda x: x, lambda x: torch.softmax(x, -2)]
+    if "taylor" in case.special:
+        return [features] * 2
+    return [lambda x: x] * 2
+
+
+def attend(q, k, v, of_q, of_k, normalized):
+    """`[..,T,K]` and `[..,T,V]`: heads are among the first dimensions."""
+    q, k = of_q(q), of_k(k)
+    o = q @ (k.transpose(-1, -2) @ v)
+    return o / (q @ k.sum(-2)[..., None] + EPS) if normalized else o
+
+
+@reference("time_reduce")
+def time_reduce(case, t):
+    some = some_heads(t)
+    q, k, v = (of_heads(t, some, name).double() for name in "qkv")
+    return {"o": Wanted(index_of(some), attend(q, k, v, *maps(case), "normalized" in case.special))}
+
+
+@reference("time_reduce_backward")
+def time_reduce_backward(case, t):
+    some = some_heads(t)[:1]
+    q, k, v = (of_heads(t, some, name).double().requires_grad_() for name in "qkv")
+    o = attend(q, k, v, *maps(case), "normalized" in case.special)
+    o.backward(of_heads(t, some, "do").double())
+    return {name: Wanted(index_of(some), x.grad) for name, x in (("dq", q), ("dk", k), ("dv", v))}
+
+
+COMPILED = {}
+
+
+def torch_products(compiles):
+    def make(case, t):
+        if "taylor" in case.special or (compiles and not case.special):
+            # Its features have no kernel in PyTorch; without a map there is nothing to fuse.
+            return None
+        if compiles and "attend" not in COMPILED:
+            COMPILED["attend"] = torch.compile(attend)
+        call = COMPILED["attend"] if compiles else attend
+        q, k, v = (t[name].transpose(1, 2) for name in "qkv")
+        of_q, of_k = maps(case)
+        normalized = "normalized" in case.special
+        return lambda: {"o": call(q, k, v, of_q, of_k, normalized).transpose(1, 2)}
+
+    return make
+
+
+peer("time_reduce", "torch products")(torch_products(False))
+peer("time_reduce", "torch products, compiled")(torch_products(True))
