@@ -50,12 +50,13 @@ def read(folder, wanted=""):
 
 
 class Binding:
-    """A case whose buffers have addresses."""
+    """A case whose buffers have addresses; `logs` is what the driver's compiler said of each kernel."""
 
     def __init__(self, driver, case, addresses):
         self.driver = driver
         self.case = case
         self.addresses = addresses
+        self.logs = {}
         self.setup = [self._prepare(event) for event in case.json["setup"]]
         self.launches = [self._prepare(event) for event in case.json["launches"]]
 
@@ -94,6 +95,7 @@ class Binding:
         parameters = relocate(event, self.addresses)
         shared, cooperative = event["dynamic_shared"], event["cooperative"]
         function = self.driver.function(self.case.folder / event["ptx"], event["entry"], shared)
+        self.logs[event["entry"]] = function.log.strip()
         grid, block, launch = event["grid"], event["block"], self.driver.launch
         return lambda stream: launch(function, grid, block, shared, cooperative, parameters, stream)
 

@@ -71,18 +71,19 @@ def run(driver, case, peers, reference, ceiling, stream):
         "bytes": case.bytes,
         "flops": case.flops,
         "floor_us": ceilings.floor_us(case, ceiling),
+        "kernels": {},
         "ours": {},
         "peers": [],
     }
     sets = tensors.make_sets(driver, case, tensors.sets_of(case), stream.cuda_stream)
     result["sets"] = len(sets)
+    result["kernels"] = sets[0].binding.logs
     known = reference(case, sets[0].tensors) if reference else {}
-    # Peers leave the tensors as they are, ours may change a state: so ours is checked on a set of its own.
-    own = tensors.make_sets(driver, case, 1, stream.cuda_stream)[0]
-    result["ours"] = check_ours(own, known, stream)
-    del own
+    result["ours"] = check_ours(sets[0], known, stream)
     result["ours"].update(timing.alone(ours(sets), stream))
     for name, make in peers:
+        # Peers leave the tensors as they are, ours may change a state.
+        sets[0].set_up(stream.cuda_stream)
         row = with_peer(name, make, case, sets, known, stream)
         if row is not None:
             result["peers"].append(row)

@@ -39,9 +39,15 @@ class Set:
         for description, buffer in zip(case.buffers, self.buffers):
             self.tensors[description["name"]] = view(buffer, description["dtype"], description["shape"])
 
+    def set_up(self, stream):
+        """Puts everything back to how it was before the first launch."""
+        self.binding.set_up(stream)
+        self.binding.driver.synchronize()
+
     def outputs(self):
         """What a launch writes, by name."""
-        return {self.case.buffers[index]["name"]: self.tensors[self.case.buffers[index]["name"]] for index in self.case.outputs()}
+        names = [self.case.buffers[index]["name"] for index in self.case.outputs()]
+        return {name: self.tensors[name] for name in names}
 
     def poison(self):
         """Makes NaN of what a launch writes and does not read."""
@@ -67,6 +73,5 @@ def make_sets(driver, case, count, stream, device="cuda"):
             shared[index] = torch.empty(max(buffer["bytes"], 1), dtype=torch.uint8, device=device)
     sets = [Set(driver, case, shared, device) for _ in range(count)]
     for one in sets:
-        one.binding.set_up(stream)
-    driver.synchronize()
+        one.set_up(stream)
     return sets

@@ -39,12 +39,17 @@ def gated_scan(case, t):
     return {"h": Wanted((slice(None), slice(None), some), h)}
 
 
-def channels_first(case, t):
-    """Gates and tokens `[B,D,T]`, contiguous; nothing for a sum."""
-    a = gates_of(case, t)
-    if a is None:
+def gates_like_tokens(case, t):
+    """Gates of the type of tokens; nothing for a sum, and for gates in f32 beside tokens of 16 bits, which they cannot hold."""
+    if case.special == "cumsum" or (case.special == "channel" and case.dtype != "f32"):
         return None
-    return [x.to(t["b"].dtype).transpose(1, 2).contiguous() for x in (a, t["b"])]
+    return gates_of(case, t).to(t["b"].dtype)
+
+
+def channels_first(case, t):
+    """Gates and tokens `[B,D,T]`, contiguous."""
+    a = gates_like_tokens(case, t)
+    return None if a is None else [x.transpose(1, 2).contiguous() for x in (a, t["b"])]
 
 
 def accelerated(module):
@@ -74,14 +79,14 @@ def combine(before, after):
 
 @peer("gated_scan", "torch associative_scan, compiled")
 def associative(case, t):
-    a = gates_of(case, t)
+    a = gates_like_tokens(case, t)
     if a is None:
         return None
     from torch._higher_order_ops.associative_scan import associative_scan
 
     if "scan" not in COMPILED:
         COMPILED["scan"] = torch.compile(lambda a, b: associative_scan(combine, (a, b), 1)[1])
-    call, a = COMPILED["scan"], a.to(t["b"].dtype).contiguous()
+    call, a = COMPILED["scan"], a.contiguous()
     return lambda: {"h": call(a, t["b"])}
 
 

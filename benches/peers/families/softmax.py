@@ -11,21 +11,23 @@ def mask_of(case):
     return case.special.split(",")[0]
 
 
-def seen(case, queries, keys):
-    """Which key each query sees."""
-    i, j = torch.arange(queries)[:, None], torch.arange(keys)[None, :]
-    mask = mask_of(case)
+def hidden(case, logits):
+    """Which key each query does not see; nothing where it sees all."""
+    i, j = (torch.arange(extent, device=logits.device) for extent in logits.shape)
+    i, j, mask = i[:, None], j[None, :], mask_of(case)
     if mask == "full":
-        return torch.ones(queries, keys, dtype=torch.bool)
+        return None
     causal = j <= i
     # A thousand keys back, and the first four.
-    return causal & ((i - j <= 1023) | (j < 4)) if mask == "window" else causal
+    return ~(causal & ((i - j <= 1023) | (j < 4)) if mask == "window" else causal)
 
 
 def head(case, q, k, v):
     """Result and `lse` of one head, in f64."""
     logits = q.double() @ k.double().T * q.shape[-1] ** -0.5
-    logits.masked_fill_(~seen(case, *logits.shape).to(q.device), float("-inf"))
+    unseen = hidden(case, logits)
+    if unseen is not None:
+        logits = logits.masked_fill(unseen, float("-inf"))
     return torch.softmax(logits, -1) @ v.double(), torch.logsumexp(logits, -1)
 
 
@@ -171,7 +173,7 @@ def flex(case, t):
     return lambda: {"o": call(q, k, v, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)}
 
 
-@peer("attention", "torch flash with lse, merged by PyTorch")
+@peer("attention", "torch flash with lse, keys repeated, merged by PyTorch")
 def flash_and_merge(case, t):
     if "merged" not in case.special:
         return None

@@ -42,4 +42,11 @@ def mamba_step(case, t):
     a = (-torch.ones(heads, device=q.device)).view(heads, 1, 1).expand(-1, value_dim, key_dim)
     x = (v.float() / dt).to(v.dtype)
     c = (q.float() * key_dim**-0.5).to(q.dtype)
-    return lambda: {"o": selective_state_update(state, x, dt, a, k, c), "state": state.transpose(2, 3)}
+    # What it has besides is not wanted, but without these it does not run.
+    zeros = torch.zeros(heads, 1, device=q.device).expand(-1, value_dim)
+
+    def call():
+        o = selective_state_update(state, x, dt, a, k, c, D=zeros, dt_bias=zeros)
+        return {"o": o, "state": state.transpose(2, 3)}
+
+    return call

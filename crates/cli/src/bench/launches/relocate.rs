@@ -3,7 +3,7 @@
 use super::folder::Folder;
 use crate::{CliError, Result};
 use lookback_bench::{Role, Tensor};
-use lookback_kernels::{KERNELS, Kernel};
+use lookback_kernels::{Arg, KERNELS, Kernel};
 use serde_json::{Value, json};
 
 /// The memory of a case.
@@ -81,28 +81,37 @@ impl Buffers {
         }))
     }
 
-    /// Where in a parameter structure which address belongs; there, the structure becomes zero.
+    /// Where in the parameters which address belongs; there, they become zero. A parameter holds one structure of arguments or
+    /// several, one after the other.
     fn pointers(&self, kernel: &Kernel, parameters: &mut [u8]) -> Result<Vec<Value>> {
-        let failed = |arg: &str, why: &str| CliError::Failed(format!("{}: argument {arg} {why}", kernel.entry));
+        let failed = |why: String| CliError::Failed(format!("{}: {why}", kernel.entry));
+        let (got, each) = (parameters.len(), structure_bytes(kernel));
+        if got != kernel.args_bytes || !got.is_multiple_of(each) {
+            return Err(failed(format!("{got} bytes of parameters, wanted are {}", kernel.args_bytes)));
+        }
+        let is_pointer = |arg: &&Arg| !arg.direction.is_empty();
         let mut pointers = Vec::new();
-        for arg in kernel.args.iter().filter(|arg| matches!(arg.ty, "u64" | "i64")) {
-            let field = parameters.get_mut(arg.offset..).and_then(|rest| rest.first_chunk_mut::<8>());
-            let field = field.ok_or_else(|| failed(arg.name, "is outside of what was launched"))?;
-            let value = u64::from_le_bytes(*field);
-            match (arg.direction, self.place(value)) {
-                ("", None) => {}
-                ("", Some(_)) => return Err(failed(arg.name, "is an address, its contract says a number")),
-                (_, _) if value == 0 => {}
-                (_, None) => return Err(failed(arg.name, "is in no memory that the case allocated when it was made")),
-                (_, Some((buffer, offset))) => {
-                    *field = [0; 8];
-                    pointers.push(json!({
-                        "argument": arg.name, "at": arg.offset, "buffer": buffer, "offset": offset,
-                    }));
+        for first in (0..got).step_by(each) {
+            for arg in kernel.args.iter().filter(is_pointer) {
+                let at = first + arg.offset;
+                let field = parameters.get_mut(at..).and_then(|rest| rest.first_chunk_mut::<8>());
+                let field =
+                    field.ok_or_else(|| failed(format!("argument {} is outside of its structure", arg.name)))?;
+                let address = u64::from_le_bytes(std::mem::take(field));
+                if address == 0 {
+                    continue;
                 }
+                let (buffer, offset) = self.place(address).ok_or_else(|| {
+                    failed(format!("argument {} is in no memory that the case allocated when it was made", arg.name))
+                })?;
+                pointers.push(json!({ "argument": arg.name, "at": at, "buffer": buffer, "offset": offset }));
             }
         }
-        Ok(pointers)
+        let (words, _) = parameters.as_chunks::<8>();
+        match words.iter().position(|word| self.place(u64::from_le_bytes(*word)).is_some()) {
+            None => Ok(pointers),
+            Some(word) => Err(failed(format!("there is an address at byte {}, its contract says a number", 8 * word))),
+        }
     }
 
     /// Sizes, and names where there are any.
@@ -117,6 +126,13 @@ impl Buffers {
         };
         self.0.into_iter().map(describe).collect()
     }
+}
+
+/// Bytes of one structure of arguments, which are in the order of C.
+fn structure_bytes(kernel: &Kernel) -> usize {
+    let size = |arg: &Arg| if matches!(arg.ty, "u64" | "i64") { 8 } else { 4 };
+    let end = kernel.args.iter().map(|arg| arg.offset + size(arg)).max().unwrap_or(0);
+    end.next_multiple_of(kernel.args.iter().map(size).max().unwrap_or(1)).max(1)
 }
 
 fn word(role: Role) -> &'static str {
@@ -154,29 +170,35 @@ mod tests {
     }
 
     fn kernel() -> &'static Kernel {
-        lookback_kernels::find("gated_scan_fwd", &[]).expect("a kernel with pointers and strides")
+        let kernel = lookback_kernels::find("linear_attention_chain", &[]).expect("it has pointers and strides");
+        assert_eq!(kernel.args_bytes, 2 * structure_bytes(kernel), "two structures in one parameter");
+        kernel
     }
 
     #[test]
     fn pointers_become_places_and_nothing_else_changes() {
-        let mut parameters: Vec<u8> = (0..kernel().args_bytes).map(|i| i as u8 | 1).collect();
-        let is_pointer = |arg: &&lookback_kernels::Arg| !arg.direction.is_empty();
-        let args: Vec<_> = kernel().args.iter().filter(is_pointer).collect();
-        for (i, arg) in args.iter().enumerate() {
-            let address = match i {
-                0 => (1 << 48) + 8,
-                1 => (1 << 48) + (1 << 36),
-                2 => (1 << 48) + 64,
-                _ => 0_u64,
-            };
-            parameters[arg.offset..arg.offset + 8].copy_from_slice(&address.to_le_bytes());
+        let each = structure_bytes(kernel());
+        let mut parameters: Vec<u8> = (0..2 * each).map(|i| i as u8 | 1).collect();
+        let args: Vec<_> = kernel().args.iter().filter(|arg| !arg.direction.is_empty()).collect();
+        for first in [0, each] {
+            for (i, arg) in args.iter().enumerate() {
+                let address = match i {
+                    0 => (1 << 48) + 8,
+                    1 => (1 << 48) + (1 << 36),
+                    2 if first > 0 => (1 << 48) + 64,
+                    _ => 0_u64,
+                };
+                parameters[first + arg.offset..][..8].copy_from_slice(&address.to_le_bytes());
+            }
         }
         let before = parameters.clone();
         let found = buffers().pointers(kernel(), &mut parameters).expect("addresses of the buffers");
-        let place = |i: usize, buffer: usize, offset: u64| json!({ "argument": args[i].name, "at": args[i].offset, "buffer": buffer, "offset": offset });
-        assert_eq!(found, [place(0, 0, 8), place(1, 1, 0), place(2, 0, 64)]);
+        let place = |first: usize, i: usize, buffer: usize, offset: u64| json!({ "argument": args[i].name, "at": first + args[i].offset, "buffer": buffer, "offset": offset });
+        let [first, second] = [0, each].map(|first| [place(first, 0, 0, 8), place(first, 1, 1, 0)]);
+        assert_eq!(found, [&first[..], &second[..], &[place(each, 2, 0, 64)]].concat());
+        let starts: Vec<usize> = found.iter().filter_map(|place| place["at"].as_u64()).map(|at| at as usize).collect();
         for (at, (was, is)) in before.iter().zip(&parameters).enumerate() {
-            let inside = args[..3].iter().any(|arg| (arg.offset..arg.offset + 8).contains(&at));
+            let inside = starts.iter().any(|start| (*start..start + 8).contains(&at));
             assert_eq!(*is, if inside { 0 } else { *was }, "byte {at}");
         }
     }
@@ -195,7 +217,7 @@ mod tests {
         let mut parameters = vec![0; kernel().args_bytes];
         parameters[of(true).offset..][..8].copy_from_slice(&(1_u64 << 48).to_le_bytes());
         let refused = buffers().pointers(kernel(), &mut parameters).expect_err("a stride");
-        assert!(refused.to_string().contains("its contract says a number"), "{refused}");
+        assert!(refused.to_string().contains(&format!("at byte {},", of(true).offset)), "{refused}");
         assert!(buffers().pointers(kernel(), &mut [0; 4]).is_err(), "parameters of another kernel");
     }
 
