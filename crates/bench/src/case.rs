@@ -92,7 +92,7 @@ impl Case {
         let Self { facts, maker } = self;
         let mut memory = Memory::new(stream, sets);
         let launch = maker(&mut memory)?;
-        Ok(Work { facts, sets: sets.max(1), tensors: memory.into_tensors(), launch })
+        Ok(Work { facts, stream: stream.clone(), sets: sets.max(1), tensors: memory.into_tensors(), launch })
     }
 }
 
@@ -100,6 +100,7 @@ impl Case {
 pub struct Work {
     /// What it is.
     pub facts: Facts,
+    stream: Arc<CudaStream>,
     sets: usize,
     tensors: Vec<Tensor>,
     launch: Launch,
@@ -112,6 +113,11 @@ impl Work {
     /// Those of the operation.
     pub fn launch(&mut self, set: usize) -> Result<()> {
         (self.launch)(set % self.sets)
+    }
+
+    /// The stream that it launches on.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
     }
 
     /// Sets of tensors.

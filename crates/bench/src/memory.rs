@@ -82,7 +82,7 @@ impl Memory {
     }
 
     /// Makes every set of tensors.
-    pub fn sets<S>(&mut self, make: impl Fn(&mut Self) -> Result<S>) -> Result<Vec<S>> {
+    pub fn sets<S>(&mut self, mut make: impl FnMut(&mut Self) -> Result<S>) -> Result<Vec<S>> {
         let made = (0..self.sets)
             .map(|set| {
                 self.set = set;
@@ -91,6 +91,11 @@ impl Memory {
             .collect();
         self.set = 0;
         made
+    }
+
+    /// The number of the set that is being made.
+    pub fn set(&self) -> usize {
+        self.set
     }
 
     /// An input of normal data.
@@ -134,6 +139,11 @@ impl Memory {
     /// An output.
     pub fn output<T: Word>(&mut self, name: &'static str, shape: &[usize]) -> Result<CudaSlice<T>> {
         self.zeros(name, Role::Output, shape)
+    }
+
+    /// An input that another operation fills, as a forward pass does for its backward pass.
+    pub fn saved<T: Word>(&mut self, name: &'static str, shape: &[usize]) -> Result<CudaSlice<T>> {
+        self.zeros(name, Role::Input, shape)
     }
 
     /// A workspace of so many bytes, in whole elements, at least one.

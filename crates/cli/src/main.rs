@@ -53,12 +53,8 @@ enum Command {
     Run(run::Arguments),
     /// Starts a command as several ranks of this machine, and ends all when one fails.
     Launch(launch::Arguments),
-    /// Shows what a family of operations costs.
-    Bench {
-        /// Which.
-        #[command(subcommand)]
-        family: bench::Family,
-    },
+    /// Times operations on canonical shapes, or without a GPU counts what they do.
+    Bench(bench::Arguments),
     /// Compares every operation with its f64 reference.
     Check(check::Arguments),
 }
@@ -70,7 +66,7 @@ fn main() -> ExitCode {
         Command::Ask { book, names, causal, model } => ask::ask(cli.device, &book, &names, causal, model.as_deref()),
         Command::Run(arguments) => run::run(cli.device, &arguments),
         Command::Launch(arguments) => launch::launch(&arguments),
-        Command::Bench { family } => bench::bench(&family),
+        Command::Bench(arguments) => bench::bench(cli.device, &arguments),
         Command::Check(arguments) => check::check(cli.device, &arguments),
     };
     match done {

@@ -1,24 +1,110 @@
-//! `lookback bench`: what a family of operations costs on canonical shapes.
+//! `lookback bench`: what operations cost on canonical shapes, timed on a GPU or counted on the emulator.
 
 mod launches;
+mod report;
 mod ring;
+mod run;
 
-use crate::Result;
-use clap::Subcommand;
+use crate::{CliError, Result, output::line, session::Session};
+use clap::{Args, Subcommand};
+use lookback_bench::{Record, Scale, cases, plot};
+use lookback_device::DevicePick;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
-/// What is measured or, where that takes a machine that is not there, predicted.
+/// Arguments of `lookback bench`.
+#[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Arguments {
+    #[command(subcommand)]
+    family: Option<Family>,
+    /// Only cases whose name contains this text, or of the family that is named so.
+    #[arg(default_value = "")]
+    filter: String,
+    /// File for the record: the device, its ceilings, and every case.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Folder for a picture of each family, as SVG.
+    #[arg(long, value_name = "DIR")]
+    plot: Option<PathBuf>,
+    /// Shows a record that was written before, instead of running anything.
+    #[arg(long, value_name = "RECORD", conflicts_with_all = ["json", "list"])]
+    from: Option<PathBuf>,
+    /// Only names the cases.
+    #[arg(long, conflicts_with_all = ["json", "plot"])]
+    list: bool,
+}
+
+/// What is measured otherwise or, where that takes a machine that is not there, predicted.
 #[derive(Subcommand)]
-pub enum Family {
+enum Family {
     /// Attention of a sequence that is dealt to several ranks: what every schedule moves, and its time by the model.
     Ring(ring::Arguments),
     /// Writes what the cases launch as files that are repeated elsewhere, beside other libraries.
     Launches(launches::Arguments),
 }
 
-/// Runs one family.
-pub fn bench(family: &Family) -> Result<()> {
-    match family {
-        Family::Ring(arguments) => ring::bench(arguments),
-        Family::Launches(arguments) => launches::bench(arguments),
+/// Runs, shows or lists cases.
+pub fn bench(pick: DevicePick, arguments: &Arguments) -> Result<()> {
+    match &arguments.family {
+        Some(Family::Ring(arguments)) => return ring::bench(arguments),
+        Some(Family::Launches(arguments)) => return launches::bench(arguments),
+        None => (),
     }
+    if let Some(path) = &arguments.from {
+        let mut record = read(path)?;
+        record.cases.retain(|row| wanted(&arguments.filter, &row.name, &row.family));
+        return show(&record, arguments);
+    }
+    let session = Session::open(pick)?;
+    let scale = if session.info.emulated { Scale::Small } else { Scale::Full };
+    let cases = cases(&session.info, scale);
+    let cases: Vec<_> = cases.filter(|case| wanted(&arguments.filter, &case.facts.name, case.facts.family)).collect();
+    if cases.is_empty() {
+        return Err(CliError::input("FILTER", format!("nothing is named `{}`", arguments.filter)));
+    }
+    if arguments.list {
+        return cases.iter().try_for_each(|case| line(&case.facts.name));
+    }
+    // From before the first case on: a path that cannot be written is found at once, and what was measured is there, whatever
+    // ends the run.
+    let keep = |record: &Record| match &arguments.json {
+        Some(path) => write(path, &format!("{:#}\n", record.to_json())),
+        None => Ok(()),
+    };
+    let (record, failed) = run::all(&session, scale, cases, keep)?;
+    show(&record, arguments)?;
+    match failed {
+        0 => Ok(()),
+        failed => Err(CliError::Failed(format!("{failed} of {} cases failed", record.cases.len()))),
+    }
+}
+
+/// Whether the filter means this case.
+fn wanted(filter: &str, name: &str, family: &str) -> bool {
+    name.contains(filter) || family == filter
+}
+
+/// Prints and draws.
+fn show(record: &Record, arguments: &Arguments) -> Result<()> {
+    report::print(record)?;
+    let Some(folder) = &arguments.plot else { return Ok(()) };
+    fs::create_dir_all(folder).map_err(|e| CliError::input(folder.display(), e))?;
+    for (family, picture) in plot(record) {
+        // Families of a record are anybody's words.
+        let name: String = family.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
+        write(&folder.join(format!("{name}.svg")), &picture)?;
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<Record> {
+    let text = fs::read_to_string(path).map_err(|e| CliError::input(path.display(), e))?;
+    Record::parse(&text).map_err(|why| CliError::input(path.display(), why))
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).map_err(|e| CliError::input(path.display(), e))
 }

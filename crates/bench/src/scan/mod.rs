@@ -1,5 +1,7 @@
 //! Scans along time.
 
+mod log_cumsum_exp;
+
 use crate::{Case, Facts, Launch, Memory, Scale, memory::Word};
 use half::{bf16, f16};
 use lookback_device::{
@@ -23,7 +25,7 @@ pub fn cases(info: &DeviceInfo, scale: Scale) -> Vec<Case> {
         Scale::Full => ([8, 4096, 1536], [1, 131_072, 512], [8, 65_536, 1536], [8, 4096, 2048], [1, 1 << 28, 1]),
         Scale::Small => ([2, 512, 64], [1, 2048, 32], [1, 1024, 64], [1, 512, 128], [1, 8192, 1]),
     };
-    vec![
+    let mut cases = vec![
         forward::<f32>(info, wide, Source::Tensor),
         forward::<f32>(info, few, Source::Tensor),
         forward::<f32>(info, long, Source::Tensor),
@@ -39,7 +41,9 @@ pub fn cases(info: &DeviceInfo, scale: Scale) -> Vec<Case> {
         backward::<bf16>(info, model, Source::Tensor),
         backward::<bf16>(info, model, GATED_SSM),
         backward::<bf16>(info, model, RG_LRU),
-    ]
+    ];
+    cases.extend(log_cumsum_exp::cases(info, model));
+    cases
 }
 
 /// Name of the operation, and what is special about it.
