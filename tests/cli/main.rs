@@ -13,5 +13,8 @@ mod launches;
 mod lean_decode;
 mod linear_attention;
 mod listing;
+mod nccl;
 #[cfg(target_os = "linux")]
 mod ring;
+#[cfg(target_os = "linux")]
+mod state_passing;

@@ -2,12 +2,13 @@
 
 use super::{
     case::PATIENCE,
+    saboteur::{Saboteur, check_all},
     states::WAYS,
     states_linear::{World, case},
 };
 use crate::linear::case::{Case, Data, Uploaded};
 use lookback_device::{Error, PeerFault, Result};
-use lookback_linear::Decay;
+use lookback_linear::{Decay, Mode};
 use lookback_ring::{
     state::{
         Passing,
@@ -21,26 +22,22 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// What rank 1 does to the others.
+/// What rank 1 does to the others, besides what a [`Saboteur`] does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Act {
-    Leave,
     FallSilent,
-    SendOtherShape,
+    BeOfOtherShape,
     Fail,
 }
 
 fn rank(case: &Case, passing: Passing, act: Act, timeout: Duration, mut end: Staged) -> (Result<()>, Duration) {
     let (rank, ranks, stream) = (end.rank(), end.ranks(), device::stream());
     let is_culprit = rank == 1;
-    if is_culprit && act == Act::Leave {
-        return (Ok(()), Duration::ZERO);
-    }
     if is_culprit && act == Act::FallSilent {
         thread::sleep(3 * timeout);
         return (Ok(()), Duration::ZERO);
     }
-    let wide = if is_culprit && act == Act::SendOtherShape { 12 } else { case.value_dim };
+    let wide = if is_culprit && act == Act::BeOfOtherShape { 12 } else { case.value_dim };
     let case = Case { value_dim: wide, ..case.clone() };
     let world = World::new(&case, ranks, passing);
     let data = Data::new::<f32>(&case);
@@ -79,20 +76,46 @@ fn check(passing: Passing, act: Act, timeout: Duration) {
     let error = done.as_ref().expect_err(&what);
     let Error::Peer { rank, fault, .. } = error else { panic!("{what}: {error}") };
     let want = match act {
-        Act::Leave | Act::Fail => PeerFault::Closed,
+        Act::Fail => PeerFault::Closed,
         Act::FallSilent => PeerFault::Silent,
-        Act::SendOtherShape => PeerFault::Mismatch,
+        Act::BeOfOtherShape => PeerFault::Mismatch,
     };
     // To a rank of another shape it is what the first one sends that is wrong.
-    let culprits: &[u32] = if act == Act::SendOtherShape { &[0, 1] } else { &[1] };
+    let culprits: &[u32] = if act == Act::BeOfOtherShape { &[0, 1] } else { &[1] };
     assert!(culprits.contains(rank) && *fault == want, "{what}: {error}");
     assert!(act != Act::FallSilent || *took < 2 * timeout, "{what}: took {took:?}");
+}
+
+/// One operation of one rank.
+fn walk(case: &Case, passing: Passing, end: &mut Saboteur) -> Result<()> {
+    let (rank, ranks, stream) = (end.rank(), end.ranks(), device::stream());
+    let world = World::new(case, ranks, passing);
+    let (part, data) = world.part(rank, &Data::new::<f32>(case));
+    let on = Uploaded::<f32>::new(&part, &data);
+    let plan = Plan::new(&world.shape(), &world.options(), &world.places.deal, rank, &device::info()).unwrap();
+    let mut workspace = plan.workspace(&stream).unwrap();
+    let mut o = Guarded::<f32>::poisoned(part.seq_len * part.heads * part.value_dim, 0);
+    let mut o = o.view_mut();
+    plan.run(&stream, &on.inputs(), Outputs::of(&mut o), &mut workspace, end)
+}
+
+#[test]
+fn those_to_whom_states_go_name_the_culprit_at_every_step() {
+    let mut count = 0;
+    for (passing, ranks) in WAYS.into_iter().flat_map(|passing| [2, 3, 4].map(|ranks| (passing, ranks))) {
+        for mode in [Mode::Causal, Mode::Bidirectional] {
+            let case = Case { mode, ..case(3 * ranks) };
+            let what = format!("{passing:?} of {ranks}, {mode:?}");
+            count += check_all(&what, ranks, false, |end| walk(&case, passing, end));
+        }
+    }
+    assert!(count > 150, "{count}");
 }
 
 #[test]
 fn those_who_wait_name_the_culprit() {
     for passing in WAYS {
-        for act in [Act::Leave, Act::SendOtherShape, Act::Fail] {
+        for act in [Act::BeOfOtherShape, Act::Fail] {
             check(passing, act, PATIENCE);
         }
     }

@@ -53,7 +53,7 @@ pub fn run(pick: DevicePick, arguments: &Arguments) -> Result<()> {
     }
     let operation = ops::find(name)?;
     let inputs = Inputs::new(operation, tensor::read(input)?, &arguments.attributes)?;
-    let session = Session::open(pick)?;
+    let session = open(pick)?;
     note(session.device_line());
     if arguments.counters.is_some() && !session.info.emulated {
         return Err(CliError::Input("--counters: only the emulator counts; add --device emulated".into()));
@@ -70,6 +70,17 @@ pub fn run(pick: DevicePick, arguments: &Arguments) -> Result<()> {
         return Ok(());
     }
     tensor::write(output, &outputs)
+}
+
+/// Processes of a launcher take a GPU of their machine each, as far as there are so many and nobody says otherwise.
+fn open(pick: DevicePick) -> Result<Session> {
+    let is_free = pick == DevicePick::Auto && std::env::var_os("LOOKBACK_DEVICE").is_none();
+    if let Some(world) = World::from_env()?.filter(|_| is_free)
+        && let Ok(session) = Session::open(DevicePick::Cuda(world.local_rank))
+    {
+        return Ok(session);
+    }
+    Session::open(pick)
 }
 
 fn list(as_json: bool) -> Result<()> {

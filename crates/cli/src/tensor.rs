@@ -111,6 +111,11 @@ impl Tensor {
         Self { kind: Kind::E4m3, shape: shape.to_vec(), bytes: codes.to_vec() }
     }
 
+    /// Little-endian elements as they are.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Number of elements.
     pub fn len(&self) -> usize {
         self.shape.iter().product()

@@ -1,8 +1,10 @@
 //! How ranks find each other: over TCP by the first rank's address, or by files in a folder that all of them see.
 //!
-//! Either way every rank learns where all others listen, then each connects to those below it.
+//! Either way every rank learns where all others listen, then each connects to those below it, twice: one connection is for data, one for
+//! words that must not wait behind data.
 
 use crate::{Error, Result};
+use door::{Door, Greeting};
 use lookback_device::RendezvousFault;
 use std::{
     fs,
@@ -13,10 +15,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// First bytes of a greeting: the protocol and its version.
-const MAGIC: [u8; 4] = *b"LBH1";
-/// Bytes of a greeting: magic, job, ranks, rank, port.
-const GREETING: usize = 24;
+mod door;
+
+/// Connections between every two ranks.
+const CHANNELS: usize = 2;
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -44,39 +46,6 @@ pub struct Rendezvous {
     pub timeout: Duration,
 }
 
-/// What a rank says first on a connection.
-struct Greeting {
-    job: u64,
-    ranks: u32,
-    rank: u32,
-    port: u16,
-}
-
-impl Greeting {
-    fn write(&self, to: &mut impl Write) -> io::Result<()> {
-        let mut bytes = [0; GREETING];
-        bytes[..4].copy_from_slice(&MAGIC);
-        bytes[4..12].copy_from_slice(&self.job.to_le_bytes());
-        bytes[12..16].copy_from_slice(&self.ranks.to_le_bytes());
-        bytes[16..20].copy_from_slice(&self.rank.to_le_bytes());
-        bytes[20..22].copy_from_slice(&self.port.to_le_bytes());
-        to.write_all(&bytes)
-    }
-
-    fn read(from: &mut impl Read) -> io::Result<Option<Self>> {
-        let mut bytes = [0; GREETING];
-        from.read_exact(&mut bytes)?;
-        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
-        let greeting = Self {
-            job: u64::from(word(4)) | u64::from(word(8)) << 32,
-            ranks: word(12),
-            rank: word(16),
-            port: u16::from_le_bytes([bytes[20], bytes[21]]),
-        };
-        Ok((bytes[..4] == MAGIC).then_some(greeting))
-    }
-}
-
 impl Rendezvous {
     fn fault(&self, rank: usize, address: impl ToString, why: RendezvousFault) -> Error {
         Error::Rendezvous { rank: rank as u32, address: address.to_string(), why }
@@ -94,8 +63,8 @@ impl Rendezvous {
         }
     }
 
-    /// One connection to each other rank, by rank.
-    pub(crate) fn meet(&self) -> Result<Vec<Option<TcpStream>>> {
+    /// The connections to each other rank, by rank: for data, and for words.
+    pub(crate) fn meet(&self) -> Result<Vec<Option<[TcpStream; CHANNELS]>>> {
         let range = |arg, got: usize, lo: usize, hi: usize| match (lo..=hi).contains(&got) {
             true => Ok(()),
             false => {
@@ -117,32 +86,39 @@ impl Rendezvous {
             Place::Address(address) => self.visit(address, port, until)?,
             Place::Folder(folder) => self.files(folder, port, until)?,
         };
-        let mut links: Vec<Option<TcpStream>> = (0..self.ranks).map(|_| None).collect();
+        let mut door = Door::new(listener);
+        let mut links: Vec<[Option<TcpStream>; CHANNELS]> = (0..self.ranks).map(|_| [None, None]).collect();
         for (peer, address) in addresses.iter().enumerate().take(self.rank) {
-            let mut stream = self.connect(peer, *address, until)?;
-            self.greet(&mut stream, port).map_err(|e| self.fault(peer, address, RendezvousFault::Io(e.kind())))?;
-            links[peer] = Some(stream);
+            for (channel, link) in links[peer].iter_mut().enumerate() {
+                let mut stream = self.connect(peer, *address, until)?;
+                let greeted = self.greet(&mut stream, port, channel, until);
+                greeted.map_err(|e| self.fault(peer, address, RendezvousFault::Io(e.kind())))?;
+                *link = Some(stream);
+            }
         }
-        while let Some(missing) = (self.rank + 1..self.ranks).find(|peer| links[*peer].is_none()) {
-            let (stream, greeting) = self.accept(&listener, missing, until)?;
-            let peer = greeting.rank as usize;
-            if peer <= self.rank || links[peer].is_some() {
+        while let Some(missing) = (self.rank + 1..self.ranks).find(|peer| links[*peer].iter().any(Option::is_none)) {
+            let (stream, greeting) = door.next(self, missing, until)?;
+            let (peer, channel) = (greeting.rank as usize, usize::from(greeting.channel));
+            if peer <= self.rank || links[peer][channel].is_some() {
                 return Err(self.fault(peer, addresses[missing], RendezvousFault::Taken));
             }
-            links[peer] = Some(stream);
+            links[peer][channel] = Some(stream);
         }
-        Ok(links)
+        let both = |[data, words]: [Option<TcpStream>; CHANNELS]| Some([data?, words?]);
+        Ok(links.into_iter().map(both).collect())
     }
 
-    fn greet(&self, stream: &mut TcpStream, port: u16) -> io::Result<()> {
-        Greeting { job: self.job, ranks: self.ranks as u32, rank: self.rank as u32, port }.write(stream)
+    fn greet(&self, stream: &mut TcpStream, port: u16, channel: usize, until: Instant) -> io::Result<()> {
+        stream.set_write_timeout(Some(left(until)))?;
+        let (ranks, rank, channel) = (self.ranks as u32, self.rank as u32, channel as u8);
+        Greeting { job: self.job, ranks, rank, port, channel }.write(stream)?;
+        stream.set_write_timeout(None)
     }
 
     /// Connects, trying again until the time is over.
     fn connect(&self, peer: usize, address: SocketAddr, until: Instant) -> Result<TcpStream> {
         loop {
-            let left = until.saturating_duration_since(Instant::now()).max(PAUSE);
-            let why = match TcpStream::connect_timeout(&address, left) {
+            let why = match TcpStream::connect_timeout(&address, left(until)) {
                 Ok(stream) => return Ok(stream),
                 Err(e) => RendezvousFault::Io(e.kind()),
             };
@@ -153,48 +129,15 @@ impl Rendezvous {
         }
     }
 
-    /// The next rank of this job that knocks; strangers are turned away. `missing` is blamed for silence.
-    fn accept(&self, listener: &TcpListener, missing: usize, until: Instant) -> Result<(TcpStream, Greeting)> {
-        let own = |e: io::Error| self.failed(&e);
-        loop {
-            match listener.accept() {
-                Ok((mut stream, address)) => {
-                    // A stranger that says nothing must not keep the others waiting.
-                    let patience = until.saturating_duration_since(Instant::now()).clamp(PAUSE, Duration::from_secs(1));
-                    stream
-                        .set_nonblocking(false)
-                        .and_then(|()| stream.set_read_timeout(Some(patience)))
-                        .map_err(own)?;
-                    let Ok(Some(greeting)) = Greeting::read(&mut stream) else { continue };
-                    if greeting.job != self.job || greeting.rank as usize >= self.ranks {
-                        continue;
-                    }
-                    if greeting.ranks as usize != self.ranks {
-                        let (want, got) = (self.ranks as u32, greeting.ranks);
-                        return Err(self.fault(greeting.rank as usize, address, RendezvousFault::Ranks { want, got }));
-                    }
-                    stream.set_read_timeout(None).map_err(own)?;
-                    return Ok((stream, greeting));
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    if Instant::now() > until {
-                        return Err(self.fault(missing, self.name(), RendezvousFault::Silent));
-                    }
-                    thread::sleep(PAUSE);
-                }
-                Err(e) => return Err(own(e)),
-            }
-        }
-    }
-
     /// Rank 0: hears where everybody listens, and tells everybody.
     fn host(&self, address: &str, port: u16, until: Instant) -> Result<Vec<SocketAddr>> {
         let own = |e: io::Error| self.failed(&e);
         let listener = TcpListener::bind(address).map_err(own)?;
         listener.set_nonblocking(true).map_err(own)?;
+        let mut door = Door::new(listener);
         let mut guests: Vec<Option<(TcpStream, SocketAddr)>> = (0..self.ranks).map(|_| None).collect();
         while let Some(missing) = (1..self.ranks).find(|peer| guests[*peer].is_none()) {
-            let (stream, greeting) = self.accept(&listener, missing, until)?;
+            let (stream, greeting) = door.next(self, missing, until)?;
             let from = stream.peer_addr().map_err(own)?;
             let peer = greeting.rank as usize;
             if peer == 0 || guests[peer].is_some() {
@@ -215,8 +158,8 @@ impl Rendezvous {
                 let address = if rank == 0 { SocketAddr::new(here, port) } else { *address };
                 table.push_str(&format!("{address}\n"));
             }
-            let sent =
-                stream.write_all(&(table.len() as u32).to_le_bytes()).and_then(|()| stream.write_all(table.as_bytes()));
+            let words = [&(table.len() as u32).to_le_bytes(), table.as_bytes()].concat();
+            let sent = stream.set_write_timeout(Some(left(until))).and_then(|()| stream.write_all(&words));
             sent.map_err(|e| self.fault(peer, *from, RendezvousFault::Io(e.kind())))?;
         }
         Ok(addresses)
@@ -228,16 +171,13 @@ impl Rendezvous {
         let host = address.to_socket_addrs().map_err(fault)?.next();
         let host = host.ok_or_else(|| self.fault(0, address, RendezvousFault::Io(io::ErrorKind::NotFound)))?;
         let mut stream = self.connect(0, host, until)?;
-        self.greet(&mut stream, port).map_err(fault)?;
-        let left = until.saturating_duration_since(Instant::now()).max(PAUSE);
-        stream.set_read_timeout(Some(left)).map_err(fault)?;
+        self.greet(&mut stream, port, 0, until).map_err(fault)?;
         let mut length = [0; 4];
-        stream.read_exact(&mut length).map_err(fault)?;
+        fill(&mut stream, &mut length, until).map_err(fault)?;
         // An address takes fewer than 64 bytes.
-        let limit = (self.ranks * 64) as u32;
-        let mut table = String::new();
-        let length = u64::from(u32::from_le_bytes(length).min(limit));
-        stream.take(length).read_to_string(&mut table).map_err(fault)?;
+        let mut table = vec![0; (u32::from_le_bytes(length) as usize).min(self.ranks * 64)];
+        fill(&mut stream, &mut table, until).map_err(fault)?;
+        let table = String::from_utf8_lossy(&table);
         let addresses: Vec<SocketAddr> = table.lines().filter_map(|line| line.parse().ok()).collect();
         let (want, got) = (self.ranks as u32, addresses.len() as u32);
         if want == got { Ok(addresses) } else { Err(self.fault(0, address, RendezvousFault::Ranks { want, got })) }
@@ -269,6 +209,29 @@ impl Rendezvous {
         }
         Ok(addresses)
     }
+}
+
+/// What is left of the time, and never nothing.
+fn left(until: Instant) -> Duration {
+    until.saturating_duration_since(Instant::now()).max(PAUSE)
+}
+
+/// Reads all of it in time, however slowly it comes.
+fn fill(stream: &mut TcpStream, bytes: &mut [u8], until: Instant) -> io::Result<()> {
+    let mut at = 0;
+    while at < bytes.len() {
+        if Instant::now() > until {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left(until)))?;
+        match stream.read(&mut bytes[at..]) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(read) => at += read,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => (),
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
 }
 
 /// The address that other machines reach this one at, or that of this machine to itself where there is no way out.

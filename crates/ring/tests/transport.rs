@@ -8,6 +8,10 @@ use lookback_ring::{
 use std::{
     io::Write,
     net::{TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -58,7 +62,7 @@ fn talk(mut end: Staged) {
     let (rank, ranks) = (end.rank(), end.ranks());
     for round in 0..3_usize {
         let word = |rank: usize| vec![(rank + round) as u8; 1 + rank * 70_000];
-        let heard = end.all_gather(&word(rank)).unwrap();
+        let heard = end.all_gather(&word(rank), 1 << 20).unwrap();
         assert_eq!(heard, (0..ranks).map(word).collect::<Vec<_>>());
     }
 }
@@ -131,6 +135,60 @@ fn strangers_are_turned_away_and_wrong_counts_are_named() {
     assert!(wrong.join().unwrap().is_err());
 }
 
+/// However many strangers come, and whatever they say or do not.
+#[test]
+fn strangers_do_not_keep_ranks_waiting() {
+    let (address, timeout) = (free_address(), Duration::from_millis(600));
+    let silent = Arc::new(Mutex::new(Vec::new()));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let crowd: Vec<_> = (0..3)
+        .map(|at| {
+            let (address, silent, is_over) = (address.clone(), silent.clone(), is_over.clone());
+            thread::spawn(move || {
+                while !is_over.load(Ordering::Relaxed) {
+                    let Ok(mut stream) = TcpStream::connect(&address) else { continue };
+                    match at {
+                        0 => drop(stream.write_all(&[b'x'; 24])),
+                        1 => drop(stream.write_all(b"LBH2")),
+                        _ => silent.lock().unwrap().push(stream),
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                }
+            })
+        })
+        .collect();
+    let began = Instant::now();
+    let error = tcp(&Rendezvous { timeout, ..at(Place::Address(address.clone()), 0, 2) }).err();
+    assert!(matches!(error, Some(Error::Rendezvous { rank: 1, why: RendezvousFault::Silent, .. })), "{error:?}");
+    assert!(began.elapsed() < 2 * timeout, "{:?}", began.elapsed());
+    let meet = |rank| {
+        let place = Place::Address(address.clone());
+        thread::spawn(move || tcp(&at(place, rank, 2)).map(|_| ()))
+    };
+    let began = Instant::now();
+    let [host, guest] = [meet(0), meet(1)].map(|rank| rank.join().unwrap());
+    assert!(host.is_ok() && guest.is_ok(), "{host:?} {guest:?}");
+    assert!(began.elapsed() < PATIENCE / 2, "{:?}", began.elapsed());
+    is_over.store(true, Ordering::Relaxed);
+    crowd.into_iter().for_each(|stranger| stranger.join().unwrap());
+}
+
+#[test]
+fn no_rank_says_more_than_it_may() {
+    for ends in [each(local_ends(3, PATIENCE), too_much), each(tcp_ends(3, PATIENCE), too_much)] {
+        for (rank, error) in ends.into_iter().filter(|(rank, _)| *rank != 1) {
+            let is_it = matches!(error, Some(Error::Peer { rank: 1, fault: PeerFault::Mismatch, .. }));
+            assert!(is_it, "{rank}: {error:?}");
+        }
+    }
+}
+
+/// The second rank says more than others let it.
+fn too_much(mut end: Staged) -> (usize, Option<Error>) {
+    let rank = end.rank();
+    (rank, end.all_gather(&vec![0; if rank == 1 { 3 << 20 } else { 10 }], 2 << 20).err())
+}
+
 /// What every survivor says when one rank leaves after some rounds.
 fn survivors(
     ends: Vec<impl FnOnce() -> Result<Staged> + Send + 'static>,
@@ -139,15 +197,15 @@ fn survivors(
 ) -> Vec<(usize, Error, Duration)> {
     let told = each(ends, move |mut end| {
         let rank = end.rank();
-        let hello = end.all_gather(b"hello");
+        let hello = end.all_gather(b"hello", 16);
         if rank == gone {
             thread::sleep(linger);
             return None;
         }
         let began = Instant::now();
         // Others may have finished the first round, and missed the one that left, before this one has.
-        let error = hello.and_then(|_| end.all_gather(b"still there")).unwrap_err();
-        assert!(end.all_gather(b"and now").is_err(), "no use after an error");
+        let error = hello.and_then(|_| end.all_gather(b"still there", 16)).unwrap_err();
+        assert!(end.all_gather(b"and now", 16).is_err(), "no use after an error");
         Some((rank, error, began.elapsed()))
     });
     told.into_iter().flatten().collect()

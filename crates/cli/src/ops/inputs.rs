@@ -178,6 +178,19 @@ impl Inputs {
         Ok(())
     }
 
+    /// The same with tensors changed, or left out; each comes with the letters of its shape.
+    pub fn map(&self, change: impl Fn(&[&str], &Tensor) -> Option<Tensor>) -> Self {
+        let mut tensors = Tensors::new();
+        for spec in self.operation.inputs {
+            let Some(tensor) = self.tensors.get(spec.name) else { continue };
+            let shapes = spec.shape.split('|').map(|s| s.trim_matches(['[', ']']).split(',').collect::<Vec<&str>>());
+            let letters = shapes.into_iter().find(|letters| letters.len() == tensor.shape.len()).unwrap_or_default();
+            tensors.extend(change(&letters, tensor).map(|changed| (spec.name.to_string(), changed)));
+        }
+        let (attributes, extents) = (self.attributes.clone(), self.extents.clone());
+        Self { operation: self.operation, tensors, attributes, extents, dtype: self.dtype }
+    }
+
     /// An error about one tensor or attribute.
     pub fn wrong(&self, name: &str, why: String) -> CliError {
         CliError::Input(format!("{}: `{name}` {why}", self.operation.name))

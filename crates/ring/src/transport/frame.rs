@@ -5,7 +5,7 @@ use crate::schedule::{Item, Parcel};
 use lookback_device::PeerFault;
 
 /// First bytes of a frame: the protocol and its version.
-const MAGIC: [u8; 4] = *b"LBK1";
+const MAGIC: [u8; 4] = *b"LBK2";
 
 /// Bytes of a header.
 pub(super) const HEADER: usize = 48;
@@ -21,8 +21,15 @@ pub(super) enum Kind {
     Abort { culprit: u32, step: u32, fault: PeerFault },
     /// Is anybody there?
     Ping,
-    /// Yes.
-    Pong,
+    /// Yes: waiting for rank `waits_for` for `age` milliseconds, or at work.
+    Pong { waits_for: Option<u32>, age: u32 },
+}
+
+impl Kind {
+    /// Whether it must not wait behind data, and has none of its own.
+    pub(super) fn is_word(&self) -> bool {
+        matches!(self, Self::Abort { .. } | Self::Ping | Self::Pong { .. })
+    }
 }
 
 /// A header and what follows it.
@@ -56,7 +63,10 @@ impl Frame {
                 (2, *fault as u8)
             }
             Kind::Ping => (3, 0),
-            Kind::Pong => (4, 0),
+            Kind::Pong { waits_for, age } => {
+                words[..2].copy_from_slice(&[waits_for.unwrap_or_default(), *age]);
+                (4, u8::from(waits_for.is_some()))
+            }
         };
         let mut out = [0; HEADER];
         out[..4].copy_from_slice(&MAGIC);
@@ -106,7 +116,7 @@ impl Frame {
                 Kind::Abort { culprit: word(0)?, step: word(1)?, fault }
             }
             3 => Kind::Ping,
-            4 => Kind::Pong,
+            4 => Kind::Pong { waits_for: (header[5] == 1).then_some(word(0)?), age: word(1)? },
             _ => return None,
         };
         Some((kind, u64::from_le_bytes(header[40..].try_into().ok()?)))
@@ -127,7 +137,8 @@ mod tests {
             Kind::Data(Label { operation: 7, step: 11, parcel })
         });
         let aborts = faults.map(|fault| Kind::Abort { culprit: 6, step: 4, fault });
-        let rest = [Kind::Gather(9), Kind::Ping, Kind::Pong];
+        let pongs = [None, Some(0), Some(7)].map(|waits_for| Kind::Pong { waits_for, age: 12_345 });
+        let rest = [Kind::Gather(9), Kind::Ping].into_iter().chain(pongs);
         for kind in data.chain(aborts).chain(rest) {
             let frame = Frame { kind: kind.clone(), bytes: vec![1; 300] };
             let header = frame.header();

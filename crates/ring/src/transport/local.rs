@@ -2,10 +2,16 @@
 
 use super::{
     frame::Frame,
+    patience::Pulse,
     staged::Staged,
     wire::{Event, Link, Wire},
 };
-use std::{collections::VecDeque, sync::mpsc, thread, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::{Arc, mpsc},
+    thread,
+    time::Duration,
+};
 
 /// Links between `ranks` threads of this process: one for each to take along. A rank whose end is dropped counts as gone.
 pub fn local(ranks: usize, timeout: Duration) -> Vec<Staged> {
@@ -26,11 +32,21 @@ pub fn local(ranks: usize, timeout: Duration) -> Vec<Staged> {
                         }
                         let _ = inbox.send((rank, Event::Closed));
                     });
-                    let cut = Box::new(|| ());
-                    Link { out, inbox: VecDeque::new(), cut, writer: Some(forward), reader: None }
+                    let ahead = out.clone();
+                    Link {
+                        out,
+                        tell: Box::new(move |kind| drop(ahead.send(Some(Frame::empty(kind))))),
+                        posted: None,
+                        moved: Arc::default(),
+                        inbox: VecDeque::new(),
+                        cut: Box::new(|| ()),
+                        writer: Some(forward),
+                        readers: Vec::new(),
+                    }
                 })
             };
-            Staged::new(Wire::new(rank, timeout, (0..ranks).map(link).collect(), events))
+            let pulse = Arc::new(Pulse::new(ranks));
+            Staged::new(Wire::new(rank, timeout, (0..ranks).map(link).collect(), events, pulse))
         })
         .collect()
 }

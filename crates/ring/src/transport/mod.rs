@@ -7,8 +7,12 @@ mod frame;
 mod local;
 #[cfg(feature = "nccl")]
 mod nccl;
+mod patience;
+mod posted;
 mod staged;
 mod tcp;
+#[cfg(test)]
+mod tests;
 mod wire;
 
 pub use local::local;
@@ -98,8 +102,8 @@ pub trait Transport {
     /// Bytes of every rank to every rank, by rank. Also a barrier.
     ///
     /// # Errors
-    /// [`Error::Peer`].
-    fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>>;
+    /// [`Error::Peer`], also ← another rank sends more than `most` bytes.
+    fn all_gather(&mut self, bytes: &[u8], most: usize) -> Result<Vec<Vec<u8>>>;
 
     /// Tells all others that this rank gives up, and why. They then return [`Error::Peer`].
     fn abort(&mut self, error: &Error);

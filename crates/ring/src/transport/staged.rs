@@ -1,7 +1,7 @@
 //! A transport by way of host memory: copied down when the step begins, sent by threads beside the computing, copied up at its end.
 
 use super::{
-    Message, Transport,
+    Label, Message, Transport,
     frame::{Frame, Kind},
     wire::Wire,
 };
@@ -14,19 +14,44 @@ use std::{sync::Arc, time::Instant};
 ///
 /// A step's transfers run beside what is computed in it; copies between device and host do not.
 pub struct Staged {
-    wire: Wire,
+    pub(super) wire: Wire,
     /// Begun and not ended.
     awaited: Vec<Message>,
     /// Came before what is waited for: longer transfers began earlier.
     early: Vec<(usize, Frame)>,
     operations: u32,
+    /// Steps of the operation below this have begun.
+    begun: u32,
     /// Whether a frame's bytes can be those of a message.
     fits: fn(&Frame, &Message) -> bool,
 }
 
 impl Staged {
     pub(super) fn new(wire: Wire) -> Self {
-        Self { wire, awaited: Vec::new(), early: Vec::new(), operations: 0, fits: |f, m| f.bytes.len() == m.bytes() }
+        Self {
+            wire,
+            awaited: Vec::new(),
+            early: Vec::new(),
+            operations: 0,
+            begun: 0,
+            fits: |f, m| f.bytes.len() == m.bytes(),
+        }
+    }
+
+    /// Fails if anybody has failed so far, or has sent what belongs to a step that has begun and is in none of its messages.
+    fn poll(&mut self) -> Result<()> {
+        self.wire.poll()?;
+        let (operations, begun, awaited) = (self.operations, self.begun, &self.awaited);
+        let is_stray = |peer: usize, label: &Label| {
+            let ago = operations.wrapping_sub(label.operation);
+            let is_past = (ago == 0 && label.step < begun) || (ago > 0 && ago < u32::MAX / 2);
+            is_past && awaited.iter().all(|message| message.peer != peer || message.label != *label)
+        };
+        let stray = self.wire.waiting().find(|(peer, label)| is_stray(*peer, label));
+        match stray.map(|(peer, label)| (peer, label.step)) {
+            Some((peer, step)) => Err(self.wire.blame(peer, step, PeerFault::Mismatch, Instant::now())),
+            None => Ok(()),
+        }
     }
 
     /// The frame of a message.
@@ -53,7 +78,7 @@ impl Staged {
 
     /// Hands over what is due with `step`, message by message.
     fn each_due(&mut self, step: u32, mut take: impl FnMut(&Message, Frame) -> Result<()>) -> Result<()> {
-        self.wire.poll()?;
+        self.poll()?;
         let due: Vec<Message> = self.awaited.extract_if(.., |message| message.due() <= step).collect();
         // Also those of this step that come after one that is looked for now.
         for (at, message) in due.iter().enumerate() {
@@ -75,8 +100,12 @@ impl Staged {
     }
 
     /// Says what is about to leave and to come.
-    pub(super) fn announce(&mut self, send: &[Message], receive: &[Message]) -> Result<()> {
-        self.wire.poll()?;
+    pub(super) fn announce(&mut self, step: u32, send: &[Message], receive: &[Message]) -> Result<()> {
+        self.poll()?;
+        self.begun = step + 1;
+        for message in receive {
+            self.wire.expect(message.peer, Kind::Data(message.label.clone()), size_of::<u64>());
+        }
         for message in send {
             let bytes = (message.bytes() as u64).to_le_bytes().to_vec();
             self.wire.send(message.peer, Frame { kind: Kind::Data(message.label.clone()), bytes });
@@ -88,10 +117,6 @@ impl Staged {
     /// Checks that what is due with `step` was announced by those that it comes from.
     pub(super) fn announced(&mut self, step: u32) -> Result<()> {
         self.each_due(step, |_, _| Ok(()))
-    }
-
-    pub(super) fn wire(&mut self) -> &mut Wire {
-        &mut self.wire
     }
 }
 
@@ -121,17 +146,22 @@ impl Transport for Staged {
 
     fn next_operation(&mut self) -> u32 {
         self.operations = self.operations.wrapping_add(1);
+        self.begun = 0;
         self.operations
     }
 
     unsafe fn begin(
         &mut self,
-        _step: u32,
+        step: u32,
         stream: &Arc<CudaStream>,
         send: &[Message],
         receive: &[Message],
     ) -> Result<()> {
-        self.wire.poll()?;
+        self.poll()?;
+        self.begun = step + 1;
+        for message in receive {
+            self.wire.expect(message.peer, Kind::Data(message.label.clone()), message.bytes());
+        }
         for message in send {
             let mut bytes = vec![0; message.bytes()];
             let mut rest = &mut bytes[..];
@@ -152,8 +182,8 @@ impl Transport for Staged {
         self.each_due(step, |message, frame| unsafe { put(message, &frame, stream) })
     }
 
-    fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        self.wire.all_gather(bytes)
+    fn all_gather(&mut self, bytes: &[u8], most: usize) -> Result<Vec<Vec<u8>>> {
+        self.wire.all_gather(bytes, most)
     }
 
     fn abort(&mut self, error: &Error) {

@@ -42,7 +42,7 @@ pub static LINEAR_ATTENTION_BACKWARD: Operation = Operation {
     name: "linear_attention_backward",
     about: "gradients of <o, do> + <s_final, ds_final> + <z_final, dz_final>; with normalize the forward pass runs, too",
     inputs: &ALL_INPUTS,
-    attributes: ATTRIBUTES,
+    attributes: &ATTRIBUTES,
     outputs: &[
         required("dq", "T", "[B,T,Q,K]", "summed over the heads that share a query"),
         required("dk", "T", "[B,T,G,K]", "likewise"),

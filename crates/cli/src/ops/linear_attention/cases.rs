@@ -89,6 +89,24 @@ pub fn cases(dtype: DType) -> Vec<Case> {
             vec![("prefix_len", Tensor::indices(&[b], &[9, 0]))],
             &["mode=prefix_read", "scale=0.5", "path=recurrent"],
         ),
+        with(
+            "dealt, states in turn",
+            "scalar",
+            vec![states(), flags()],
+            &["ranks=3", "schedule=serial", "mode=split", "split=1", "path=recurrent"],
+        ),
+        with(
+            "dealt, states to all",
+            "vector",
+            vec![("u", single(8.0, &[h, k])), states()],
+            &["ranks=4", "schedule=allgather", "read=exclusive_bonus", "path=recurrent"],
+        ),
+        with(
+            "dealt, both ways in blocks",
+            "head",
+            vec![flags()],
+            &["ranks=2", "schedule=pipelined", "mode=bidirectional", "path=recurrent"],
+        ),
     ];
     // Tensor cores take 16-bit elements.
     if dtype != DType::F32 {

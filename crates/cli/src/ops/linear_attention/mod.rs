@@ -2,13 +2,17 @@
 
 pub mod backward;
 pub mod cases;
+mod on_ranks;
 pub mod setting;
 
 use setting::{Setting, Uploaded};
 
 use super::{
-    Inputs, Operation, Values, for_dtype,
+    Inputs, Operation, Values,
+    dealt::{self, Dealt},
+    for_dtype,
     inputs::{AttributeSpec, TensorSpec, optional, required},
+    ranks::{TIMEOUT, TRANSPORT},
 };
 use crate::{
     Result,
@@ -49,8 +53,8 @@ pub const INPUTS: &[TensorSpec] = &[
     optional("g_reverse", "f32", "[H]|[B,T,H]|[B,T,H,K]", "log-decays of it; without, g"),
 ];
 
-/// Attributes of the forward pass.
-pub const ATTRIBUTES: &[AttributeSpec] = &[
+/// Attributes of either pass.
+pub const ATTRIBUTES: [AttributeSpec; 8] = [
     AttributeSpec {
         name: "features",
         values: "identity|taylor",
@@ -96,7 +100,11 @@ pub static LINEAR_ATTENTION: Operation = Operation {
     name: "linear_attention",
     about: "o[t] = scale S[t]^T q[t] with S[t] = e^g[t] S[t-1] + k[t] v[t]^T, head by head",
     inputs: INPUTS,
-    attributes: ATTRIBUTES,
+    attributes: &{
+        let [features, decay, read, mode, split, scale, normalize, path] = ATTRIBUTES;
+        let [ranks, schedule, blocks] = [dealt::RANKS, dealt::SCHEDULE, dealt::BLOCKS];
+        [features, decay, read, mode, split, scale, normalize, path, ranks, schedule, blocks, TIMEOUT, TRANSPORT]
+    },
     outputs: &[
         required("o", "T", "[B,T,H,V]", ""),
         required(
@@ -115,6 +123,9 @@ pub static LINEAR_ATTENTION: Operation = Operation {
 
 fn run<T: Element>(session: &Session, inputs: &Inputs) -> Result<Tensors> {
     let setting = Setting::of::<T>(inputs)?;
+    if let Some(dealt) = Dealt::of(inputs)? {
+        return on_ranks::run::<T>(session, inputs, &setting, &dealt);
+    }
     let tensors = Uploaded::<T>::new(session, inputs)?;
     let out = linear_attention(&session.stream, &setting.shape, &setting.options, &tensors.inputs())?;
     let mut named = Tensors::from([

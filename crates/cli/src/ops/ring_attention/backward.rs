@@ -9,11 +9,12 @@ use super::{
         },
         for_dtype,
         inputs::{TensorSpec, optional, required},
+        ranks::{Group, Rank, TIMEOUT, TRANSPORT, bytes},
         wave,
     },
-    GROUPS, INPUTS, MASKS, NODE, PARTITION, RANKS, SCHEDULE, TIMEOUT, cases,
-    job::{Group, Job, Setting},
-    ranks::{Output, Rank, bytes, gather},
+    GROUPS, INPUTS, MASKS, NODE, PARTITION, RANKS, SCHEDULE, cases,
+    gather::{Output, gather},
+    job::{Job, Setting},
     tensors,
 };
 use crate::{
@@ -49,6 +50,7 @@ pub static RING_ATTENTION_BACKWARD: Operation = Operation {
         NODE,
         GROUPS,
         TIMEOUT,
+        TRANSPORT,
         MASKS,
         LEFT,
         RIGHT,

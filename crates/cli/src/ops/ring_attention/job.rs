@@ -1,19 +1,15 @@
 //! What the user's tensors and attributes ask of the ranks.
 
-use super::super::Inputs;
+use super::super::{Inputs, ranks::Group};
 use crate::{CliError, Result, output::note, tensor::Tensor};
 use lookback_device::{DType, cu_seqlens};
 use lookback_reference::attention as reference;
 use lookback_ring::{
-    FAR, Layout, Partition, Visible, World,
+    FAR, Layout, Partition, Visible,
     attention::{Options, Shape},
     cost::{Estimate, Machine, Sizes, candidates},
     schedule::{Kind, Pass},
 };
-use std::time::Duration;
-
-/// Most seconds that ranks wait for each other: a day.
-const LONGEST: f64 = 86_400.0;
 
 /// Sizes, switches and mask, whoever the ranks are.
 pub struct Setting {
@@ -73,44 +69,6 @@ impl Setting {
             ..reference::Attention::dense(batch, self.tokens, self.tokens, heads, head_dim)
         };
         act(&attention, &reference::Inputs { q: &q, k: &k, v: &v })
-    }
-}
-
-/// Who the ranks are.
-pub struct Group {
-    /// The launcher's word, if there is one; else ranks are threads.
-    pub world: Option<World>,
-    /// How many.
-    pub ranks: usize,
-    /// How long they wait for each other.
-    pub timeout: Duration,
-}
-
-impl Group {
-    /// Of the environment and the attributes.
-    pub fn of(inputs: &Inputs) -> Result<Self> {
-        let seconds = f64::from(inputs.number("timeout", 0.0)?);
-        if !(seconds > 0.0 && seconds <= LONGEST) {
-            return Err(inputs.wrong("timeout", format!("must be more than 0 and at most {LONGEST}, got {seconds}")));
-        }
-        let timeout = Duration::from_secs_f64(seconds);
-        let mut world = World::from_env()?.filter(|world| world.ranks > 1);
-        if let Some(world) = &mut world {
-            world.rendezvous.timeout = timeout;
-        }
-        let ranks = match &world {
-            Some(world) => world.ranks,
-            None => inputs.parse("ranks")?,
-        };
-        if !(1..=64).contains(&ranks) {
-            return Err(inputs.wrong("ranks", format!("must be 1 to 64, got {ranks}")));
-        }
-        Ok(Self { world, ranks, timeout })
-    }
-
-    /// Whether this process speaks for all.
-    fn is_first(&self) -> bool {
-        self.world.as_ref().is_none_or(|world| world.rank == 0)
     }
 }
 

@@ -1,15 +1,15 @@
-//! `ring_attention`: the sequence dealt to several ranks, threads of this process that share the device, or, started by
-//! `lookback launch`, torchrun or the like, one process each.
+//! `ring_attention`: the sequence dealt to several ranks.
 
 pub mod backward;
+mod gather;
 mod job;
-mod ranks;
 
 use super::{
     Case, Inputs, Operation, Values,
     attention::{LEFT, MASK, RIGHT, SCALE, SINK_TOKENS, SOFTCAP},
     for_dtype,
     inputs::{AttributeSpec, TensorSpec, optional, required},
+    ranks::{Group, Rank, TIMEOUT, TRANSPORT, bytes},
     wave,
 };
 use crate::{
@@ -17,14 +17,14 @@ use crate::{
     session::Session,
     tensor::{Tensor, Tensors},
 };
-use job::{Group, Job, Setting};
+use gather::{Output, gather};
+use job::{Job, Setting};
 use lookback_device::{DType, Element};
 use lookback_reference::attention as reference;
 use lookback_ring::{
     attention::{Inputs as RingInputs, Outputs, Plan, Shape},
     schedule::Pass,
 };
-use ranks::{Output, Rank, bytes, gather};
 
 /// Inputs of the forward pass.
 const INPUTS: [TensorSpec; 5] = [
@@ -61,12 +61,6 @@ const NODE: AttributeSpec = AttributeSpec {
 };
 const GROUPS: AttributeSpec =
     AttributeSpec { name: "groups", values: "1 to G", default: "1", about: "sets of key heads, with allgather" };
-const TIMEOUT: AttributeSpec = AttributeSpec {
-    name: "timeout",
-    values: "a number",
-    default: "60",
-    about: "seconds that ranks wait to meet, and for each message; a rank that computes longer counts as failed",
-};
 const MASKS: AttributeSpec = AttributeSpec { values: "full|causal|anti_causal|prefix|window", ..MASK };
 
 /// Attention of a dealt sequence.
@@ -74,7 +68,21 @@ pub static RING_ATTENTION: Operation = Operation {
     name: "ring_attention",
     about: "attention of a sequence that is dealt to several ranks; o and lse as of the whole",
     inputs: &INPUTS,
-    attributes: &[RANKS, SCHEDULE, PARTITION, NODE, GROUPS, TIMEOUT, MASKS, LEFT, RIGHT, SINK_TOKENS, SCALE, SOFTCAP],
+    attributes: &[
+        RANKS,
+        SCHEDULE,
+        PARTITION,
+        NODE,
+        GROUPS,
+        TIMEOUT,
+        TRANSPORT,
+        MASKS,
+        LEFT,
+        RIGHT,
+        SINK_TOKENS,
+        SCALE,
+        SOFTCAP,
+    ],
     outputs: &[
         required("o", "T", "[B,T,H,V]", "0 where a token sees nothing"),
         required("lse", "f32", "[B,T,H]", "minus infinity where it sees nothing"),

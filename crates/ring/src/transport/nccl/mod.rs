@@ -36,17 +36,17 @@ pub fn nccl(mut control: Staged, context: &Arc<CudaContext>) -> Result<Nccl> {
     let found = find(context);
     // Nobody may wait in NCCL for one that will not come.
     let own = found.as_ref().map_or(0, |(_, version)| *version);
-    let versions = control.all_gather(&own.to_le_bytes())?;
+    let versions = control.all_gather(&own.to_le_bytes(), 4)?;
     let (library, _) = found?;
     if let Some(other) = versions.iter().position(|version| *version != own.to_le_bytes()) {
-        return Err(control.wire().blame(other, 0, PeerFault::Mismatch, began));
+        return Err(control.wire.blame(other, 0, PeerFault::Mismatch, began));
     }
     let id = if rank == 0 { library.unique_id().map(Some) } else { Ok(None) };
     let word = id.as_ref().map_or(Vec::new(), |id| id.map_or(Vec::new(), |id| id.bytes.to_vec()));
-    let words = control.all_gather(&word)?;
+    let words = control.all_gather(&word, 128)?;
     id?;
     let Some(Ok(bytes)) = words.first().map(|word| <[u8; 128]>::try_from(&word[..])) else {
-        return Err(control.wire().blame(0, 0, PeerFault::Mismatch, began));
+        return Err(control.wire.blame(0, 0, PeerFault::Mismatch, began));
     };
     let failed = |e| driver(e, "stream for transfers");
     context.bind_to_thread().map_err(failed)?;
@@ -106,9 +106,9 @@ impl Nccl {
 
     fn wait(&mut self, event: Option<(&CudaEvent, u32, usize)>) -> Result<()> {
         let began = Instant::now();
-        let timeout = self.control.wire().timeout();
+        let timeout = self.control.wire.timeout();
         loop {
-            self.control.wire().poll()?;
+            self.control.wire.poll()?;
             let is_busy = self.comm.is_busy()?;
             let is_done = match event {
                 Some((event, ..)) => event.try_is_complete().map_err(|e| driver(e, "transfer"))?,
@@ -120,7 +120,7 @@ impl Nccl {
             if began.elapsed() > timeout {
                 let next = (self.control.rank() + 1) % self.control.ranks();
                 let (step, peer) = event.map_or((0, next), |(_, step, peer)| (step, peer));
-                return Err(self.control.wire().blame(peer, step, PeerFault::Silent, began));
+                return Err(self.control.wire.blame(peer, step, PeerFault::Silent, began));
             }
             thread::sleep(PAUSE);
         }
@@ -214,12 +214,12 @@ impl Transport for Nccl {
 
     unsafe fn begin(
         &mut self,
-        _step: u32,
+        step: u32,
         stream: &Arc<CudaStream>,
         send: &[Message],
         receive: &[Message],
     ) -> Result<()> {
-        self.control.announce(send, receive)?;
+        self.control.announce(step, send, receive)?;
         let failed = |e| driver(e, "begin of transfers");
         let ready = stream.record_event(None).map_err(failed)?;
         self.stream.wait(&ready).map_err(failed)?;
@@ -242,8 +242,8 @@ impl Transport for Nccl {
         Ok(())
     }
 
-    fn all_gather(&mut self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
-        self.control.all_gather(bytes)
+    fn all_gather(&mut self, bytes: &[u8], most: usize) -> Result<Vec<Vec<u8>>> {
+        self.control.all_gather(bytes, most)
     }
 
     fn abort(&mut self, error: &Error) {

@@ -1,8 +1,13 @@
 //! `gated_scan` and `gated_scan_backward`.
 
+mod on_ranks;
+
 use super::{
-    Case, Inputs, Operation, Values, for_dtype,
+    Case, Inputs, Operation, Values,
+    dealt::{self, Dealt},
+    for_dtype,
     inputs::{AttributeSpec, TensorSpec, optional, required},
+    ranks::{TIMEOUT, TRANSPORT},
     wave,
 };
 use crate::{
@@ -63,7 +68,7 @@ pub static FORWARD: Operation = Operation {
     name: "gated_scan",
     about: "h[t] = a[t] h[t-1] + b[t] along time, channel by channel",
     inputs: &[A, B, FLAGS, H0, CU_SEQLENS],
-    attributes: &[SPLIT, LOG, DETERMINISTIC],
+    attributes: &[SPLIT, LOG, DETERMINISTIC, dealt::RANKS, dealt::SCHEDULE, dealt::BLOCKS, TIMEOUT, TRANSPORT],
     outputs: &[H, H_FINAL],
     run: |session, inputs| for_dtype!(inputs.dtype, run(session, inputs)),
     oracle,
@@ -230,7 +235,10 @@ fn source(inputs: &Inputs) -> Result<(Source, [&'static str; 4])> {
 
 fn run<T: Element>(session: &Session, inputs: &Inputs) -> Result<Tensors> {
     let (source, names) = source(inputs)?;
-    forward::<T>(session, inputs, source, names)
+    match Dealt::of(inputs)? {
+        Some(dealt) => on_ranks::run::<T>(session, inputs, &dealt, source, names),
+        None => forward::<T>(session, inputs, source, names),
+    }
 }
 
 fn run_backward<T: Element>(session: &Session, inputs: &Inputs) -> Result<Tensors> {
@@ -350,6 +358,17 @@ fn cases(dtype: DType, backward: bool) -> Vec<Case> {
         case("cumulative sum", None, d, &[], false),
     ];
     all.push(packed(dtype, backward));
+    if !backward {
+        let dealt = |name: &str, way: &str| {
+            case(name, Some(Tensor::floats(dtype, &shape, &decay)), 32, &["ranks=3", way], true)
+        };
+        all.push(dealt("dealt, states in turn", "schedule=serial"));
+        all.push(dealt("dealt, states to all", "schedule=allgather"));
+        let mut documents = packed(dtype, false);
+        documents.name = "dealt documents, states in blocks".into();
+        documents.attributes.extend(["ranks=4", "schedule=pipelined", "blocks=3"].map(String::from));
+        all.push(documents);
+    }
     all
 }
 
