@@ -6,7 +6,7 @@ use crate::{Outcome, PREDICTED_FOR, Record, Row};
 
 /// Pixels: of a row, of what stands left of the axis, of the axis, of what stands right of it, above and below.
 const ROW: f64 = 22.0;
-const LABELS: f64 = 430.0;
+const LABELS: f64 = 500.0;
 const AXIS: f64 = 460.0;
 const NUMBERS: f64 = 150.0;
 const TOP: f64 = 70.0;

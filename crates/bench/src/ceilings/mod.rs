@@ -97,7 +97,8 @@ fn products(info: &DeviceInfo, rounds: u32) -> Case {
     )
 }
 
-/// Megahertz of a multiprocessor just now, from its own counters of cycles and of nanoseconds; `None` where the latter stands still.
+/// Megahertz of a multiprocessor just now, from its own counters of cycles and of nanoseconds over a tenth of a millisecond or `rounds`
+/// of a loop; `None` where the counters stand still.
 ///
 /// # Errors
 /// Those of the driver.

@@ -109,29 +109,31 @@ pub fn products() -> String {
     text
 }
 
-/// One thread counts down, and writes how many cycles and nanoseconds that took.
+/// One thread waits for a tenth of a millisecond, or for so many rounds where the clock of nanoseconds stands still, and writes
+/// how many cycles and nanoseconds that took. The loop ends by what it reads, so no compiler leaves it out.
 pub fn clock() -> String {
     format!(
         "{HEADER}.visible .entry clock(.param .u64 p_passed, .param .u32 rounds)
 {{
-    .reg .b64 %passed, %cycle<2>, %nanosecond<2>;
+    .reg .b64 %passed, %first_cycle, %first_nanosecond, %cycles, %nanoseconds;
     .reg .b32 %i;
     .reg .pred %again;
     ld.param.u64 %passed, [p_passed];
     cvta.to.global.u64 %passed, %passed;
     ld.param.u32 %i, [rounds];
-    mov.u64 %cycle0, %clock64;
-    mov.u64 %nanosecond0, %globaltimer;
-COUNT_DOWN:
+    mov.u64 %first_cycle, %clock64;
+    mov.u64 %first_nanosecond, %globaltimer;
+WAIT:
+    mov.u64 %cycles, %clock64;
+    mov.u64 %nanoseconds, %globaltimer;
+    sub.u64 %cycles, %cycles, %first_cycle;
+    sub.u64 %nanoseconds, %nanoseconds, %first_nanosecond;
     sub.u32 %i, %i, 1;
-    setp.ne.u32 %again, %i, 0;
-    @%again bra COUNT_DOWN;
-    mov.u64 %cycle1, %clock64;
-    mov.u64 %nanosecond1, %globaltimer;
-    sub.u64 %cycle0, %cycle1, %cycle0;
-    sub.u64 %nanosecond0, %nanosecond1, %nanosecond0;
-    st.global.u64 [%passed], %cycle0;
-    st.global.u64 [%passed+8], %nanosecond0;
+    setp.lt.u64 %again, %nanoseconds, 100000;
+    setp.ne.and.u32 %again, %i, 0, %again;
+    @%again bra WAIT;
+    st.global.u64 [%passed], %cycles;
+    st.global.u64 [%passed+8], %nanoseconds;
     ret;
 }}
 "

@@ -11,8 +11,8 @@ use lookback_device::{
 };
 use std::{collections::BTreeMap, sync::Arc};
 
-/// Rounds of the kernel that reads the clock: a tenth of a millisecond or so.
-const CLOCK_ROUNDS: u32 = 20_000;
+/// Rounds of the kernel that reads the clock, which ends sooner: after a tenth of a millisecond.
+const CLOCK_ROUNDS: u32 = 1 << 20;
 
 /// Everything that was wanted, and how many cases failed. What a device is too small or too old for is no failure. `keep` gets the
 /// record as it grows.
