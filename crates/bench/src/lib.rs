@@ -5,7 +5,8 @@
 //! gives [`Work`] to launch. One is made at a time, because some take gigabytes. [`ceilings`] are the cases that all others are
 //! compared with.
 //!
-//! [`time`] times one on a GPU, [`Counts`] counts one on the emulator; a [`Record`] keeps either, and [`plot`] draws it.
+//! [`time`] times one on a GPU, [`Counts`] counts one on the emulator; [`Run`] does that to many and gives a [`Record`], which [`plot`]
+//! draws.
 //!
 //! # Examples
 //! ```no_run
@@ -34,6 +35,7 @@ mod memory;
 mod nn;
 mod plot;
 mod record;
+mod run;
 mod scan;
 mod time;
 
@@ -42,7 +44,8 @@ pub use ceilings::{ceilings, clock_mhz};
 pub use counts::{Counts, PREDICTED_FOR};
 pub use memory::{Memory, Role, Tensor};
 pub use plot::plot;
-pub use record::{Ceilings, Device, Outcome, Record, Row, now};
+pub use record::{Ceilings, Device, Outcome, Record, Row};
+pub use run::{Mode, Run};
 pub use time::{Effort, Timing, time};
 
 use lookback_device::DeviceInfo;

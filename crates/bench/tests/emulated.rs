@@ -1,8 +1,10 @@
 //! Every case on the emulator: what is launched does the work that the case says, on tensors that it names.
 
-use lookback_bench::{Case, Counts, Effort, Facts, Role, Scale, cases, ceilings, clock_mhz, time};
+use lookback_bench::{
+    Case, Counts, Effort, Facts, Mode, Outcome, Record, Role, Run, Scale, cases, ceilings, clock_mhz, time,
+};
 use lookback_device::{
-    DeviceInfo, DevicePick,
+    DeviceInfo, DevicePick, Error,
     cudarc::driver::{CudaContext, CudaStream},
     open,
 };
@@ -124,4 +126,38 @@ fn timing_goes_through_a_graph_of_all_sets() {
         assert_eq!(timing.launches, 3, "{name}: every set once");
         assert!(timing.median_us > 0.0 && timing.spread_us >= 0.0, "{name}: {timing:?}");
     }
+}
+
+/// The interpreter's times say nothing, but the way that a GPU takes is the same.
+#[test]
+fn a_run_measures_ceilings_first_and_keeps_what_it_has() {
+    let effort = Effort { warm_ups: 0, samples: 2, seconds: 0.0, launches: 1, longest: 0.0 };
+    let run = |mode| Run { stream: stream(), info: info(), scale: Scale::Small, mode, commit: "abc".into() };
+    let some = || ["gate gelu", "rms_norm bf16"].map(named);
+    let mut kept = Vec::new();
+    let keep = |record: &Record| {
+        kept.push((record.ceilings.is_some(), record.cases.len()));
+        Ok::<(), Error>(())
+    };
+    let (timed, failed) = run(Mode::Time(effort)).all(some(), keep).expect("a run");
+    assert_eq!((failed, kept), (0, vec![(true, 0), (true, 1), (true, 2), (true, 2)]));
+    let rates = timed.ceilings.expect("rates");
+    assert!([rates.copy, rates.read, rates.products].iter().all(|rate| *rate > 0.0), "{rates:?}");
+    for row in &timed.cases {
+        let Outcome::Timed(timing) = &row.outcome else { panic!("{row:?}") };
+        let share = row.bytes as f64 / rates.copy / (timing.median_us / 1e6);
+        let fraction = timed.fraction(row).expect("a fraction");
+        assert!((fraction / share - 1.0).abs() < 1e-9, "{fraction} {share}");
+    }
+    assert_eq!(Record::parse(&timed.to_json().to_string()), Ok(timed));
+
+    let (counted, failed) = run(Mode::Count).all(some(), |_| Ok::<(), Error>(())).expect("a run");
+    assert!(failed == 0 && counted.ceilings.is_none() && counted.device.emulated && counted.commit == "abc");
+    assert!(counted.cases.iter().all(|row| matches!(row.outcome, Outcome::Counted(_))));
+    let mut calls = 0;
+    let stopped = run(Mode::Count).all(some(), |_| {
+        calls += 1;
+        if calls == 2 { Err(Error::OutOfMemory { what: "kept" }) } else { Ok(()) }
+    });
+    assert!(matches!(stopped, Err(Error::OutOfMemory { what: "kept" })), "{stopped:?}");
 }

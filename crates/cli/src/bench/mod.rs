@@ -3,11 +3,11 @@
 mod launches;
 mod report;
 mod ring;
-mod run;
 
 use crate::{CliError, Result, output::line, session::Session};
 use clap::{Args, Subcommand};
-use lookback_bench::{Record, Scale, cases, plot};
+use indicatif::ProgressBar;
+use lookback_bench::{Effort, Mode, Record, Run, Scale, cases, plot};
 use lookback_device::DevicePick;
 use std::{
     fs,
@@ -59,7 +59,10 @@ pub fn bench(pick: DevicePick, arguments: &Arguments) -> Result<()> {
         return show(&record, arguments);
     }
     let session = Session::open(pick)?;
-    let scale = if session.info.emulated { Scale::Small } else { Scale::Full };
+    let (scale, mode) = match session.info.emulated {
+        true => (Scale::Small, Mode::Count),
+        false => (Scale::Full, Mode::Time(Effort::RECORD)),
+    };
     let cases = cases(&session.info, scale);
     let cases: Vec<_> = cases.filter(|case| wanted(&arguments.filter, &case.facts.name, case.facts.family)).collect();
     if cases.is_empty() {
@@ -68,18 +71,31 @@ pub fn bench(pick: DevicePick, arguments: &Arguments) -> Result<()> {
     if arguments.list {
         return cases.iter().try_for_each(|case| line(&case.facts.name));
     }
-    // From before the first case on: a path that cannot be written is found at once, and what was measured is there, whatever
+    let stream = session.context.per_thread_stream();
+    let run = Run { stream, info: session.info.clone(), scale, mode, commit: commit() };
+    let progress = ProgressBar::new(cases.len() as u64);
+    // From before the first case on: a path that cannot be written is found early, and what was measured is there, whatever
     // ends the run.
-    let keep = |record: &Record| match &arguments.json {
-        Some(path) => write(path, &format!("{:#}\n", record.to_json())),
-        None => Ok(()),
+    let keep = |record: &Record| {
+        progress.set_position(record.cases.len() as u64);
+        match &arguments.json {
+            Some(path) => write(path, &format!("{:#}\n", record.to_json())),
+            None => Ok(()),
+        }
     };
-    let (record, failed) = run::all(&session, scale, cases, keep)?;
+    let (record, failed) = run.all(cases, keep)?;
+    progress.finish_and_clear();
     show(&record, arguments)?;
     match failed {
         0 => Ok(()),
         failed => Err(CliError::Failed(format!("{failed} of {} cases failed", record.cases.len()))),
     }
+}
+
+/// Revision of the sources: as the environment says now, or said when this was built.
+fn commit() -> String {
+    let said = std::env::var("LOOKBACK_COMMIT").ok().filter(|commit| !commit.is_empty());
+    said.unwrap_or_else(|| option_env!("LOOKBACK_COMMIT").unwrap_or("unknown").into())
 }
 
 /// Whether the filter means this case.
