@@ -28,6 +28,7 @@ def row(case, peer):
     warm, cold = peer.get("warm"), peer.get("cold")
     off = peer.get("error")
     ours = case["ours"]
+    both_right = not (peer.get("wrong") or ours.get("wrong"))
     share = f"{100 * case['floor_us'] / ours['us']:.0f}" if ours.get("us") else "-"
     return [
         case["name"] + (" (WRONG)" if ours.get("wrong") else ""),
@@ -35,8 +36,8 @@ def row(case, peer):
         share,
         peer["name"],
         us(warm["peer"]["us"]) if warm else "-",
-        f"{warm['ratio']:.2f}" if warm and not peer.get("wrong") else "-",
-        f"{cold['ratio']:.2f}" if cold and not peer.get("wrong") else "-",
+        f"{warm['ratio']:.2f}" if warm and both_right else "-",
+        f"{cold['ratio']:.2f}" if cold and both_right else "-",
         f"{off:.1e}" if off is not None else "-",
         remarks(peer),
     ]

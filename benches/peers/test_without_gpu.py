@@ -153,12 +153,19 @@ class Report(unittest.TestCase):
                         {"name": "absent", "why": "not installed: No module named 'fla'"},
                     ],
                 },
+                {
+                    "name": "ours is off",
+                    "floor_us": 5.0,
+                    "ours": {"us": 10.0, "wrong": True},
+                    "peers": [{"name": "right", "error": 1e-3, "wrong": False, "warm": warm, "cold": warm}],
+                },
                 {"name": "alone", "floor_us": 5.0, "ours": {"us": 2000.0}, "peers": []},
             ],
         }
         text = report.markdown(result)
         self.assertIn("| right | 25.0 | 2.50 | - | 1.0e-03 | peer without a graph: RuntimeError: it waits |", text)
         self.assertIn("| off | 25.0 | - | - | 1.0e+00 | WRONG; peer without a graph: RuntimeError: it waits |", text)
+        self.assertIn("| ours is off (WRONG) | 10.0 | 50 | right | 25.0 | - | - | 1.0e-03 |", text)
         self.assertIn("| absent | - | - | - | - | not installed: No module named 'fla' |", text)
         self.assertIn("| alone | 2000 | 0 | - | - | - | - | - |  |", text)
         self.assertIn("* recorded for another", text)
