@@ -1,26 +1,29 @@
 """Our kernels beside other libraries' in one process on one GPU.
 
-    lookback bench launches DIR          # on any x86-64 Linux host: what our side launches
-    python3 -m peers DIR --out OUT       # on the GPU's host
+    python3 -m peers --lookback PROGRAM --out OUT         # on the GPU's host
 
-With `--replay LIBRARY`, instead: launches small cases once through that driver library, and says whether they write what the file
-says, byte by byte; needs neither a GPU nor PyTorch.
+lists first what our side launches on a device with as many multiprocessors, as `lookback bench launches DIR` does, which any x86-64
+Linux host can do: then `--launches DIR` alone says where it is. With `--replay LIBRARY`, instead, small cases are launched once through
+that driver library, and have to write what their files say, byte by byte; that needs neither a GPU nor PyTorch.
 """
 
 import argparse
 import importlib.util
+import os
+import subprocess
 import sys
 import time
 
 from . import launches
-from .driver import MULTIPROCESSORS, Driver
+from .driver import MULTIPROCESSORS, Driver, DriverError
 
 
 def arguments():
     parser = argparse.ArgumentParser(prog="peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("launches", help="folder that `lookback bench launches` wrote")
+    parser.add_argument("--launches", default="launches", help="folder that `lookback bench launches` writes or wrote")
+    parser.add_argument("--lookback", metavar="PROGRAM", help="the program that writes it now, for this device")
     parser.add_argument("--out", default="peers-results", help="folder for peers.json and peers.md")
-    parser.add_argument("--filter", default="", help="only cases whose name contains this")
+    parser.add_argument("--filter", default="", help="only cases whose name contains this, or of this family")
     parser.add_argument("--peer", default="", help="only peers whose name contains this")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begins no case after so long")
     parser.add_argument("--driver", default="libcuda.so.1", help="the driver library")
@@ -28,9 +31,24 @@ def arguments():
     return parser.parse_args()
 
 
-def replay(options, cases):
+def record(options, sm_count):
+    """Has our program list its launches for a device like this."""
+    environment = {**os.environ, "LOOKBACK_EMULATOR_SM_COUNT": str(sm_count)}
+    command = [options.lookback, "bench", "launches", options.launches, options.filter]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+
+
+def cases_of(options):
+    """The cases that are wanted; without any, the program ends."""
+    cases = launches.read(options.launches, options.filter)
+    if not cases:
+        sys.exit(f"{options.launches}: no launch files of that name")
+    return cases
+
+
+def replay(options):
     """Whether every case writes what its file says; with PyTorch, also how far that is from the reference."""
-    driver = Driver(options.replay)
+    cases, driver = cases_of(options), Driver(options.replay)
     print(f"device: {driver.name()}")
     references, known = {}, None
     if importlib.util.find_spec("torch") is None:
@@ -41,7 +59,11 @@ def replay(options, cases):
         references = families.load()[1]
     failed = 0
     for case in cases:
-        before, after = launches.replay(driver, case)
+        try:
+            before, after = launches.replay(driver, case)
+        except DriverError as why:
+            print(f"FAILED  {case.name}: {why}; nothing runs after that in this process")
+            return 1
         wrong = launches.differences(case, before, after)
         reference = references.get(case.operation)
         if reference:
@@ -52,7 +74,7 @@ def replay(options, cases):
     return 1 if failed else 0
 
 
-def measure(options, cases):
+def measure(options):
     """Times every case."""
     import torch
 
@@ -61,12 +83,12 @@ def measure(options, cases):
     torch.cuda.init()
     driver = Driver(options.driver)
     peers, references = families.load()
-    warnings = []
-    for sm_count in sorted({case.sm_count for case in cases} - {driver.attribute(MULTIPROCESSORS)}):
-        warnings.append(
-            f"recorded for {sm_count} SMs, this device has {driver.attribute(MULTIPROCESSORS)}: our plans are not the ones for it;"
-            " record with LOOKBACK_EMULATOR_SM_COUNT set"
-        )
+    here = driver.attribute(MULTIPROCESSORS)
+    if options.lookback:
+        record(options, here)
+    cases = cases_of(options)
+    others = sorted({case.sm_count for case in cases} - {here})
+    warnings = [f"recorded for {sm_count} SMs, this device has {here}: our plans are not the ones for it" for sm_count in others]
     stream = torch.cuda.Stream()
     began = time.monotonic()
     with torch.cuda.stream(stream):
@@ -74,7 +96,7 @@ def measure(options, cases):
             "device": {
                 "name": driver.name(),
                 "driver": driver.version(),
-                "sm_count": driver.attribute(MULTIPROCESSORS),
+                "sm_count": here,
                 "torch": torch.__version__,
                 "clocks_before": ceilings.clocks(),
             },
@@ -107,11 +129,7 @@ def measure(options, cases):
 
 def main():
     options = arguments()
-    cases = launches.read(options.launches, options.filter)
-    if not cases:
-        print(f"{options.launches}: no launch files of that name", file=sys.stderr)
-        return 2
-    return replay(options, cases) if options.replay else measure(options, cases)
+    return replay(options) if options.replay else measure(options)
 
 
 if __name__ == "__main__":

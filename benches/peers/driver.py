@@ -151,9 +151,11 @@ class Driver:
         self._call("cuMemcpyDtoDAsync_v2", c_uint64(to), c_uint64(source), c_size_t(count), c_void_p(stream))
 
     def upload(self, to, contents):
-        """Copies from the host and waits."""
+        """Copies from the host, behind everything and before everything."""
         self.synchronize()
         self._call("cuMemcpyHtoD_v2", c_uint64(to), contents, c_size_t(len(contents)))
+        # The call returns when the host's memory is read, which may be before the device's is written.
+        self.synchronize()
 
     def download(self, source, count):
         """Copies to the host."""

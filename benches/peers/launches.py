@@ -17,6 +17,7 @@ class Case:
             raise ValueError(f"{path}: format {self.json.get('format')}, this program reads {FORMAT}")
         self.name = self.json["name"]
         self.operation = self.json["operation"]
+        self.family = self.json["family"]
         self.dtype = self.json["dtype"]
         self.shape = {name: extent for name, extent in self.json["shape"]}
         self.bytes = self.json["bytes"]
@@ -44,9 +45,9 @@ class Case:
 
 
 def read(folder, wanted=""):
-    """The cases of a folder whose name contains `wanted`."""
+    """The cases of a folder whose name contains `wanted`, or of the family that is named so."""
     cases = [Case(path) for path in sorted(pathlib.Path(folder).glob("*.json"))]
-    return [case for case in cases if wanted in case.name]
+    return [case for case in cases if wanted in case.name or wanted == case.family]
 
 
 class Binding:

@@ -87,6 +87,7 @@ class Launches(unittest.TestCase):
             self.assertEqual(case.special, "scalar, one group")
             self.assertEqual(case.shape, {"batch": 2, "tokens": 512, "channels": 64})
             self.assertEqual((case.set_bytes(), case.outputs()), (72, [0]))
+            self.assertEqual(len(launches.read(root, "linear")), 1)
             self.assertEqual(launches.read(root, "another"), [])
 
     def test_addresses_go_where_they_belong_and_nowhere_else(self):

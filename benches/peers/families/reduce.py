@@ -53,7 +53,7 @@ def torch_products(compiles):
             # Its features have no kernel in PyTorch; without a map there is nothing to fuse.
             return None
         if compiles and "attend" not in COMPILED:
-            COMPILED["attend"] = torch.compile(attend)
+            COMPILED["attend"] = torch.compile(attend, dynamic=False)
         call = COMPILED["attend"] if compiles else attend
         q, k, v = (t[name].transpose(1, 2) for name in "qkv")
         of_q, of_k = maps(case)

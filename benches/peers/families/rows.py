@@ -52,7 +52,7 @@ COMPILED = {}
 def compiled(name, function):
     """The function, compiled once."""
     if name not in COMPILED:
-        COMPILED[name] = torch.compile(function)
+        COMPILED[name] = torch.compile(function, dynamic=False)
     return COMPILED[name]
 
 

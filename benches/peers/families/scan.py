@@ -85,7 +85,7 @@ def associative(case, t):
     from torch._higher_order_ops.associative_scan import associative_scan
 
     if "scan" not in COMPILED:
-        COMPILED["scan"] = torch.compile(lambda a, b: associative_scan(combine, (a, b), 1)[1])
+        COMPILED["scan"] = torch.compile(lambda a, b: associative_scan(combine, (a, b), 1)[1], dynamic=False)
     call, a = COMPILED["scan"], a.contiguous()
     return lambda: {"h": call(a, t["b"])}
 

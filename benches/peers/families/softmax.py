@@ -151,7 +151,7 @@ def compiled_flex():
     if not COMPILED:
         from torch.nn.attention.flex_attention import flex_attention
 
-        COMPILED["flex"] = torch.compile(flex_attention)
+        COMPILED["flex"] = torch.compile(flex_attention, dynamic=False)
     return COMPILED["flex"]
 
 

@@ -25,8 +25,9 @@ const FORMAT: u32 = 1;
 pub struct Arguments {
     /// The folder to write to; made if it is not there.
     folder: PathBuf,
-    /// Only cases whose name contains this.
-    filter: Option<String>,
+    /// Only cases whose name contains this text, or of the family that is named so.
+    #[arg(default_value = "")]
+    filter: String,
     /// Small shapes, and what the emulator writes for them: a test for whoever repeats the launches.
     #[arg(long)]
     small: bool,
@@ -37,7 +38,7 @@ pub fn bench(arguments: &Arguments) -> Result<()> {
     let session = Session::open(DevicePick::Emulated)?;
     let scale = if arguments.small { Scale::Small } else { Scale::Full };
     let mut folder = Folder::create(&arguments.folder)?;
-    let wanted = |case: &Case| arguments.filter.as_ref().is_none_or(|text| case.facts.name.contains(text));
+    let wanted = |case: &Case| super::wanted(&arguments.filter, &case.facts.name, case.facts.family);
     let mut written = 0_usize;
     for case in cases(&session.info, scale).filter(wanted) {
         let name = case.facts.name.clone();
@@ -54,7 +55,7 @@ pub fn bench(arguments: &Arguments) -> Result<()> {
         }
     }
     if written == 0 {
-        return Err(CliError::input("FILTER", "there is no such case"));
+        return Err(CliError::input("FILTER", format!("nothing is named `{}`", arguments.filter)));
     }
     output::line(format_args!("{written} cases, {} bytes in {}", folder.bytes(), arguments.folder.display()))
 }
