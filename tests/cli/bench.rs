@@ -90,6 +90,9 @@ fn every_operation_has_a_case_or_a_reason() {
     let operations: serde_json::Value = serde_json::from_str(&stdout(&operations)).expect("json");
     let names = operations.as_array().expect("a list").iter().filter_map(|o| o["name"].as_str());
     let names: BTreeSet<String> = names.map(String::from).collect();
+    let of_family = lookback(&["--device", "emulated", "bench", "nn", "--list"]);
+    let nn = stdout(&of_family);
+    assert!(nn.contains("copy_rows") && !nn.contains("channel"), "a family and nothing beside it: {nn}");
     let elsewhere: BTreeSet<String> =
         lookback_bench::ELSEWHERE.iter().filter(|(_, why)| !why.is_empty()).map(|(name, _)| (*name).into()).collect();
     assert!(elsewhere.is_disjoint(&cases), "{elsewhere:?}");

@@ -2,10 +2,10 @@
 //! launches, how much work it is at least, and on which tensors.
 //!
 //! [`cases`] gives [`Case`]s, which are cheap: names, shapes, bytes and flops. [`Case::make`] allocates and fills the tensors, and
-//! gives [`Work`] to launch. One is made at a time, because some take gigabytes. [`ceilings`] are the cases that all others are
+//! gives [`Work`] to launch. One is made at a time, because some take gigabytes. [`ceilings()`] are the cases that all others are
 //! compared with.
 //!
-//! [`time`] times one on a GPU, [`Counts`] counts one on the emulator; [`Run`] does that to many and gives a [`Record`], which [`plot`]
+//! [`time()`] times one on a GPU, [`Counts`] counts one on the emulator; [`Run`] does that to many and gives a [`Record`], which [`plot()`]
 //! draws.
 //!
 //! # Examples

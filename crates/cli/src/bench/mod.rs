@@ -20,8 +20,8 @@ use std::{
 pub struct Arguments {
     #[command(subcommand)]
     family: Option<Family>,
-    /// Only cases whose name contains this text, or of the family that is named so.
-    #[arg(default_value = "")]
+    /// A family (scan, linear, attention, decode, nn), or a part of the names that are wanted.
+    #[arg(default_value = "", hide_default_value = true)]
     filter: String,
     /// File for the record: the device, its ceilings, and every case.
     #[arg(long, value_name = "FILE")]
@@ -55,7 +55,8 @@ pub fn bench(pick: DevicePick, arguments: &Arguments) -> Result<()> {
     }
     if let Some(path) = &arguments.from {
         let mut record = read(path)?;
-        record.cases.retain(|row| wanted(&arguments.filter, &row.name, &row.family));
+        let is_family = record.cases.iter().any(|row| row.family == arguments.filter);
+        record.cases.retain(|row| wanted(&arguments.filter, is_family, &row.name, &row.family));
         return show(&record, arguments);
     }
     let session = Session::open(pick)?;
@@ -63,8 +64,9 @@ pub fn bench(pick: DevicePick, arguments: &Arguments) -> Result<()> {
         true => (Scale::Small, Mode::Count),
         false => (Scale::Full, Mode::Time(Effort::RECORD)),
     };
-    let cases = cases(&session.info, scale);
-    let cases: Vec<_> = cases.filter(|case| wanted(&arguments.filter, &case.facts.name, case.facts.family)).collect();
+    let mut cases: Vec<_> = cases(&session.info, scale).collect();
+    let is_family = cases.iter().any(|case| case.facts.family == arguments.filter);
+    cases.retain(|case| wanted(&arguments.filter, is_family, &case.facts.name, case.facts.family));
     if cases.is_empty() {
         return Err(CliError::input("FILTER", format!("nothing is named `{}`", arguments.filter)));
     }
@@ -98,9 +100,9 @@ fn commit() -> String {
     said.unwrap_or_else(|| option_env!("LOOKBACK_COMMIT").unwrap_or("unknown").into())
 }
 
-/// Whether the filter means this case.
-fn wanted(filter: &str, name: &str, family: &str) -> bool {
-    name.contains(filter) || family == filter
+/// Whether the filter means this case; `is_family` where there is a family of that name.
+fn wanted(filter: &str, is_family: bool, name: &str, family: &str) -> bool {
+    if is_family { family == filter } else { name.contains(filter) }
 }
 
 /// Prints and draws.
