@@ -33,6 +33,15 @@ def reference(operation):
     return register
 
 
+def gradients_of(forward, given, adjoint):
+    """A backward alone: the forward is run here, and its graph kept. `given` are leaves by the names of their gradients."""
+    import torch
+
+    leaves = {name: x.detach().requires_grad_() for name, x in given.items()}
+    output = forward(*leaves.values())
+    return lambda: dict(zip(leaves, torch.autograd.grad(output, list(leaves.values()), adjoint, retain_graph=True)))
+
+
 def load():
     """Fills the tables."""
     for module in MODULES:

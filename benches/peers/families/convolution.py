@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import conv1d, silu
 
-from . import peer, reference
+from . import gradients_of, peer, reference
 from ..compare import Wanted
 
 # Of the channels, so many are known.
@@ -46,6 +46,14 @@ def fla_convolution(case, t):
     from fla.modules.conv import causal_conv1d
 
     return lambda: {"out": causal_conv1d(t["x"], t["weight"], activation="silu")[0]}
+
+
+@peer("short_convolution_backward", "fla causal_conv1d (Triton)")
+def fla_convolution_backward(case, t):
+    from fla.modules.conv import causal_conv1d
+
+    given = {"dx": t["x"], "dweight": t["weight"]}
+    return gradients_of(lambda x, weight: causal_conv1d(x, weight, activation="silu")[0], given, t["dout"])
 
 
 @peer("short_convolution", "causal_conv1d, channels last")

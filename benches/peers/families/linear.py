@@ -2,7 +2,7 @@
 
 import torch
 
-from . import peer, reference
+from . import gradients_of, peer, reference
 from ..compare import Wanted
 
 
@@ -213,13 +213,10 @@ def gradients(library, name, gate, kinds):
         import importlib
 
         call = getattr(importlib.import_module(library), name)
-        q, k, v = (t[key].detach().requires_grad_() for key in "qkv")
-        given, gates = {"dq": q, "dk": k, "dv": v}, {}
-        if kind != "none":
-            given["dg"] = t["g"].detach().requires_grad_()
-            gates[gate] = given["dg"]
-        o = call(q, k, v, **gates)[0]
-        return lambda: dict(zip(given, torch.autograd.grad(o, list(given.values()), t["do"], retain_graph=True)))
+        given = {"dq": t["q"], "dk": t["k"], "dv": t["v"]}
+        if kind == "none":
+            return gradients_of(lambda q, k, v: call(q, k, v)[0], given, t["do"])
+        return gradients_of(lambda q, k, v, g: call(q, k, v, **{gate: g})[0], {**given, "dg": t["g"]}, t["do"])
 
     return make
 

@@ -3,7 +3,7 @@
 import torch
 from torch.nn.functional import elu
 
-from . import peer, reference
+from . import gradients_of, peer, reference
 from ..compare import Wanted
 from .linear import features, index_of, of_heads, some_heads
 
@@ -61,6 +61,18 @@ def torch_products(compiles):
         return lambda: {"o": call(q, k, v, of_q, of_k, normalized).transpose(1, 2)}
 
     return make
+
+
+@peer("time_reduce_backward", "torch products")
+def torch_products_backward(case, t):
+    if "taylor" in case.special:
+        return None
+    q, k, v, d_o = (t[name].transpose(1, 2) for name in ("q", "k", "v", "do"))
+    of_q, of_k = maps(case)
+    normalized = "normalized" in case.special
+    given = {"dq": q, "dk": k, "dv": v}
+    call = gradients_of(lambda q, k, v: attend(q, k, v, of_q, of_k, normalized), given, d_o)
+    return lambda: {name: x.transpose(1, 2) for name, x in call().items()}
 
 
 peer("time_reduce", "torch products")(torch_products(False))

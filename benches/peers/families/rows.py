@@ -5,10 +5,11 @@ from torch.nn import functional
 from torch.nn.functional import embedding, gelu, silu
 
 from . import peer, reference
-from ..compare import Wanted
+from ..compare import Wanted, whole
 
 # Rows that are known.
 KNOWN = 512
+EPS = 1e-5
 
 
 def first_rows(value):
@@ -44,6 +45,62 @@ def gemm(case, t):
 @reference("embedding")
 def embedded(case, t):
     return {"out": first_rows(t["table"][t["ids"][:KNOWN].long()])}
+
+
+def residual(x, before, weight):
+    """The sum, and its norm."""
+    total = before + x
+    return total, normalized(total, weight, EPS)
+
+
+@reference("residual_norm")
+def residual_norm(case, t):
+    x, before = (t[name][:KNOWN].double() for name in ("x", "residual"))
+    total, out = residual(x, before, t["weight"].double())
+    return {"residual": first_rows(total), "out": first_rows(out)}
+
+
+def entropy(logits, labels):
+    """Losses, and their mean's gradient."""
+    lse = torch.logsumexp(logits, -1, keepdim=True)
+    labels = labels[:, None]
+    classes = torch.arange(logits.shape[-1], device=logits.device)
+    loss = (lse - logits.gather(-1, labels)).squeeze(-1)
+    return loss, (torch.exp(logits - lse) - (classes == labels).to(logits.dtype))
+
+
+@reference("cross_entropy")
+def cross_entropy(case, t):
+    loss, gradient = entropy(t["logits"][:KNOWN].double(), t["labels"][:KNOWN].long())
+    return {"loss": first_rows(loss), "dlogits": first_rows(gradient / t["logits"].shape[0])}
+
+
+def angles(x, dtype):
+    """Cosines and sines of positions along the second dimension, for halves of the last."""
+    half = x.shape[-1] // 2
+    # In f64: of large positions, f32 keeps few digits of an angle.
+    steps = 10_000.0 ** (-torch.arange(half, device=x.device, dtype=torch.float64) / half)
+    turns = torch.arange(x.shape[1], device=x.device, dtype=torch.float64)[:, None, None] * steps
+    return turns.cos().to(dtype), turns.sin().to(dtype)
+
+
+def turned(x, cos, sin):
+    """Entry `i` with entry `i + half`."""
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+@reference("rotary")
+def rotary(case, t):
+    x = t["x"].double()
+    return {"out": whole(turned(x, *angles(x, x.dtype)))}
+
+
+@reference("rotary_backward")
+def rotary_backward(case, t):
+    x = t["dout"].double()
+    cos, sin = angles(x, x.dtype)
+    return {"dx": whole(turned(x, cos, -sin))}
 
 
 COMPILED = {}
@@ -82,6 +139,39 @@ def compiled_gated_rms(case, t):
 
     call = compiled("gated rms", gated)
     return lambda: {"out": call(t["y"], t["z"], t["weight"])}
+
+
+@peer("residual_norm", "torch, compiled")
+def compiled_residual(case, t):
+    before = t["residual"].clone()
+
+    def in_place(x, before, weight):
+        total, out = residual(x.float(), before, weight)
+        before.copy_(total)
+        return out.to(x.dtype)
+
+    call = compiled("residual", in_place)
+    return lambda: {"out": call(t["x"], before, t["weight"]), "residual": before}
+
+
+@peer("cross_entropy", "torch, compiled")
+def compiled_entropy(case, t):
+    rows = t["logits"].shape[0]
+    labels = t["labels"].long()
+
+    def both(logits, labels):
+        loss, gradient = entropy(logits.float(), labels)
+        return loss, (gradient / logits.shape[0]).to(logits.dtype)
+
+    call = compiled(f"entropy {rows}", both)
+    return lambda: dict(zip(("loss", "dlogits"), call(t["logits"], labels)))
+
+
+@peer("rotary", "torch, compiled, cosines from a table")
+def compiled_rotary(case, t):
+    cos, sin = angles(t["x"], torch.float32)
+    call = compiled("rotary", lambda x, cos, sin: turned(x.float(), cos, sin).to(x.dtype))
+    return lambda: {"out": call(t["x"], cos, sin)}
 
 
 @peer("gate", "torch, compiled")
