@@ -104,6 +104,9 @@ pub(super) fn set_predicate(d: &mut Decoder<'_>) -> Decoded<()> {
     let ty = words.ty()?;
     words.finish()?;
     check(&words, &head, ty)?;
+    if ty == Type::Bf16 {
+        d.needs(90)?;
+    }
     d.arity(if head.combine.is_some() { 4 } else { 3 })?;
     let (first, second) = d.pair(0)?;
     let to = d.pred_dest(first)?;
@@ -167,6 +170,9 @@ pub(super) fn set(d: &mut Decoder<'_>) -> Decoded<()> {
     let ty = words.ty()?;
     words.finish()?;
     check(&words, &head, ty)?;
+    if ty == Type::Bf16 {
+        d.needs(90)?;
+    }
     let one = match to {
         Type::U32 | Type::S32 => 0xFFFF_FFFF,
         Type::F32 => 0x3F80_0000,

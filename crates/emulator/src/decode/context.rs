@@ -48,6 +48,11 @@ impl<'a> Decoder<'a> {
         self.target
     }
 
+    /// Refuse what older devices than this do not have.
+    pub fn needs(&self, capability: u32) -> Decoded<()> {
+        if self.target.capability >= capability { Ok(()) } else { Err(self.error(format!("needs sm_{capability}"))) }
+    }
+
     /// Turn to the next instruction.
     pub fn begin(&mut self, ins: &'a Instruction) -> Decoded<()> {
         self.ins = ins;

@@ -65,6 +65,13 @@ pub(super) fn convert(d: &mut Decoder<'_>) -> Decoded<()> {
     if any_bits || packed(to) || packed(from) {
         return Err(words.error("a conversion has typed operands"));
     }
+    let brain = to == Type::Bf16 || from == Type::Bf16;
+    if brain && (to.bytes() == 1 || from.bytes() == 1) {
+        return Err(words.error("there is no conversion between .bf16 and 8-bit integers"));
+    }
+    if brain && to != Type::F32 && from != Type::F32 {
+        d.needs(90)?;
+    }
     if let (Some(to), Some(from)) = (float(to), float(from)) {
         return between_floats(d, &words, &head, to, from);
     }

@@ -147,8 +147,11 @@ pub(super) fn function(d: &mut Decoder<'_>) -> Decoded<()> {
     let ty = words.ty()?;
     words.finish()?;
     if let (true, Some((format, packed))) = (approximate, half(ty)) {
+        if format == Half::Bf16 {
+            d.needs(90)?;
+        }
         let function = match (opcode, format, ftz) {
-            ("ex2", Half::F16, _) | ("ex2", Half::Bf16, true) => HalfFunction::Ex2,
+            ("ex2", Half::F16, false) | ("ex2", Half::Bf16, true) => HalfFunction::Ex2,
             ("tanh", _, false) => HalfFunction::Tanh,
             _ => return Err(words.error("this combination of modifiers does not exist")),
         };
@@ -200,6 +203,7 @@ fn choose(d: &mut Decoder<'_>) -> Decoded<()> {
     let xorsign_abs = words.take("xorsign");
     if xorsign_abs {
         words.expect("abs")?;
+        d.needs(86)?;
     }
     let ty = words.ty()?;
     words.finish()?;

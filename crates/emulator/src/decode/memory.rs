@@ -301,6 +301,9 @@ pub(super) fn fence(d: &mut Decoder<'_>) -> Decoded<()> {
         if words.any(&["alias", "async", "async.global", "async.shared::cta"]).is_none() {
             return Err(words.error("this proxy is not supported"));
         }
+        if !d.ins.modifiers.iter().any(|word| word == "alias") {
+            d.needs(90)?;
+        }
         words.any(&["global", "shared::cta"]);
         words.finish()?;
         d.emit(Op::Nop);
@@ -340,6 +343,9 @@ pub(super) fn atomic(d: &mut Decoder<'_>) -> Decoded<()> {
     let half = matches!(op, AtomicOp::AddF16 | AtomicOp::AddBf16 | AtomicOp::AddF16x2 | AtomicOp::AddBf16x2);
     if half != no_ftz {
         return Err(words.error(".noftz belongs to f16 and bf16 additions, and they need it"));
+    }
+    if matches!(op, AtomicOp::AddBf16 | AtomicOp::AddBf16x2) {
+        d.needs(90)?;
     }
     if count > 1 && !(op == AtomicOp::AddF32 || half) {
         return Err(words.error("only floating-point additions have vector forms"));

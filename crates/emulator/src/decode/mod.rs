@@ -54,63 +54,142 @@ pub fn decode(module: &ast::Module, entry: &ast::Entry, globals: &[u64]) -> Resu
     program::build(module, entry, globals)
 }
 
+/// Decodes one opcode in all its forms.
+type Handler = fn(&mut Decoder<'_>) -> Decoded<()>;
+
+/// Every opcode that is accepted, sorted by name.
+static OPCODES: [(&str, Handler); 85] = [
+    ("abs", float::arithmetic),
+    ("activemask", sync::active_mask),
+    ("add", float::arithmetic),
+    ("addc", integer::with_carry),
+    ("and", bits::logic),
+    ("atom", memory::atomic),
+    ("bar", sync::barrier),
+    ("barrier", sync::barrier),
+    ("bfe", bits::field),
+    ("bfi", bits::field),
+    ("bfind", bits::find),
+    ("bmsk", bits::mask),
+    ("bra", sync::branch),
+    ("brev", bits::bits),
+    ("brkpt", sync::trap),
+    ("clz", bits::bits),
+    ("cnot", bits::logic),
+    ("copysign", float::copy_sign),
+    ("cos", float::function),
+    ("cp", copies::copy),
+    ("createpolicy", memory::create_policy),
+    ("cvt", convert::convert),
+    ("cvta", memory::cvta),
+    ("div", float::arithmetic),
+    ("dp2a", integer::dot),
+    ("dp4a", integer::dot),
+    ("elect", sync::elect),
+    ("ex2", float::function),
+    ("exit", sync::exit),
+    ("fence", memory::fence),
+    ("fma", float::arithmetic),
+    ("fns", bits::nth_set),
+    ("griddepcontrol", sync::grid_dependency),
+    ("ld", memory::load),
+    ("ldmatrix", tensor::matrix),
+    ("lg2", float::function),
+    ("lop3", bits::lop3),
+    ("mad", float::arithmetic),
+    ("mad24", integer::multiply24),
+    ("match", sync::matching),
+    ("max", float::arithmetic),
+    ("mbarrier", copies::mbarrier),
+    ("membar", memory::fence),
+    ("min", float::arithmetic),
+    ("mma", tensor::mma),
+    ("mov", moves::mov),
+    ("movmatrix", tensor::move_matrix),
+    ("mul", float::arithmetic),
+    ("mul24", integer::multiply24),
+    ("nanosleep", sync::sleep),
+    ("neg", float::arithmetic),
+    ("not", bits::logic),
+    ("or", bits::logic),
+    ("pmevent", sync::event),
+    ("popc", bits::bits),
+    ("prefetch", memory::prefetch),
+    ("prefetchu", memory::prefetch),
+    ("prmt", bits::permute),
+    ("rcp", float::function),
+    ("red", memory::atomic),
+    ("redux", sync::redux),
+    ("rem", float::arithmetic),
+    ("ret", sync::exit),
+    ("rsqrt", float::function),
+    ("sad", integer::absolute_difference),
+    ("selp", compare::select),
+    ("set", compare::set),
+    ("setp", compare::set_predicate),
+    ("shf", bits::funnel),
+    ("shfl", sync::shuffle),
+    ("shl", bits::shift),
+    ("shr", bits::shift),
+    ("sin", float::function),
+    ("slct", compare::select_sign),
+    ("sqrt", float::function),
+    ("st", memory::store),
+    ("stmatrix", tensor::matrix),
+    ("sub", float::arithmetic),
+    ("subc", integer::with_carry),
+    ("szext", bits::extend_bits),
+    ("tanh", float::function),
+    ("testp", float::test),
+    ("trap", sync::trap),
+    ("vote", sync::vote),
+    ("xor", bits::logic),
+];
+
+/// Opcodes that PTX has and the emulator does not.
+const UNSUPPORTED: [&str; 18] = [
+    "wgmma",
+    "setmaxnreg",
+    "tensormap",
+    "mapa",
+    "getctarank",
+    "st_async",
+    "red_async",
+    "multimem",
+    "isspacep",
+    "call",
+    "brx",
+    "tcgen05",
+    "wmma",
+    "tex",
+    "tld4",
+    "suld",
+    "sust",
+    "alloca",
+];
+
+/// The names of all opcodes that are accepted.
+pub fn opcodes() -> impl Iterator<Item = &'static str> {
+    OPCODES.iter().map(|(name, _)| *name)
+}
+
 /// Decode the instruction that the decoder stands at.
 fn instruction(d: &mut Decoder<'_>) -> Decoded<()> {
-    match d.ins.opcode.as_str() {
-        "add" | "sub" | "mul" | "mad" | "fma" | "div" | "rem" | "min" | "max" | "abs" | "neg" => float::arithmetic(d),
-        "addc" | "subc" => integer::with_carry(d),
-        "mul24" | "mad24" => integer::multiply24(d),
-        "and" | "or" | "xor" | "not" | "cnot" => bits::logic(d),
-        "shl" | "shr" => bits::shift(d),
-        "lop3" => bits::lop3(d),
-        "prmt" => bits::permute(d),
-        "shf" => bits::funnel(d),
-        "bfe" | "bfi" => bits::field(d),
-        "bmsk" => bits::mask(d),
-        "brev" | "popc" | "clz" => bits::bits(d),
-        "bfind" => bits::find(d),
-        "fns" => bits::nth_set(d),
-        "szext" => bits::extend_bits(d),
-        "sad" => integer::absolute_difference(d),
-        "dp4a" | "dp2a" => integer::dot(d),
-        "mov" => moves::mov(d),
-        "rcp" | "sqrt" | "rsqrt" | "ex2" | "lg2" | "sin" | "cos" | "tanh" => float::function(d),
-        "copysign" => float::copy_sign(d),
-        "testp" => float::test(d),
-        "cvt" => convert::convert(d),
-        "setp" => compare::set_predicate(d),
-        "set" => compare::set(d),
-        "selp" => compare::select(d),
-        "slct" => compare::select_sign(d),
-        "ld" => memory::load(d),
-        "st" => memory::store(d),
-        "prefetch" | "prefetchu" => memory::prefetch(d),
-        "createpolicy" => memory::create_policy(d),
-        "cvta" => memory::cvta(d),
-        "membar" | "fence" => memory::fence(d),
-        "atom" | "red" => memory::atomic(d),
-        "shfl" => sync::shuffle(d),
-        "vote" => sync::vote(d),
-        "match" => sync::matching(d),
-        "redux" => sync::redux(d),
-        "activemask" => sync::active_mask(d),
-        "elect" => sync::elect(d),
-        "bar" | "barrier" => sync::barrier(d),
-        "bra" => sync::branch(d),
-        "ret" | "exit" => sync::exit(d),
-        "trap" | "brkpt" => sync::trap(d),
-        "nanosleep" => sync::sleep(d),
-        "griddepcontrol" => sync::grid_dependency(d),
-        "pmevent" => sync::event(d),
-        "mma" => tensor::mma(d),
-        "ldmatrix" | "stmatrix" => tensor::matrix(d),
-        "movmatrix" => tensor::move_matrix(d),
-        "cp" => copies::copy(d),
-        "mbarrier" => copies::mbarrier(d),
-        "wgmma" | "setmaxnreg" | "tensormap" | "mapa" | "getctarank" | "st_async" | "red_async" | "multimem"
-        | "isspacep" | "call" | "brx" | "tcgen05" | "wmma" | "tex" | "tld4" | "suld" | "sust" | "alloca" => {
-            Err(d.error("this instruction is not supported by the emulator"))
-        }
-        _ => Err(d.error("unknown instruction")),
+    let opcode = d.ins.opcode.as_str();
+    match OPCODES.binary_search_by(|(name, _)| name.cmp(&opcode)) {
+        Ok(index) => OPCODES[index].1(d),
+        Err(_) if UNSUPPORTED.contains(&opcode) => Err(d.error("this instruction is not supported by the emulator")),
+        Err(_) => Err(d.error("unknown instruction")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{OPCODES, UNSUPPORTED};
+
+    #[test]
+    fn opcodes_are_sorted_and_none_is_named_twice() {
+        assert!(OPCODES.windows(2).all(|pair| pair[0].0 < pair[1].0));
+        assert!(UNSUPPORTED.iter().all(|name| OPCODES.iter().all(|(known, _)| known != name)));
     }
 }

@@ -239,6 +239,7 @@ pub(super) fn grid_dependency(d: &mut Decoder<'_>) -> Decoded<()> {
     }
     words.finish()?;
     d.arity(0)?;
+    d.needs(90)?;
     d.emit(Op::Nop);
     Ok(())
 }
