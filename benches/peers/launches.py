@@ -45,9 +45,10 @@ class Case:
 
 
 def read(folder, wanted=""):
-    """The cases of a folder whose name contains `wanted`, or of the family that is named so."""
+    """The cases of a folder of the family `wanted`, or where there is none, those whose name contains it."""
     cases = [Case(path) for path in sorted(pathlib.Path(folder).glob("*.json"))]
-    return [case for case in cases if wanted in case.name or wanted == case.family]
+    family = [case for case in cases if case.family == wanted]
+    return family or [case for case in cases if wanted in case.name]
 
 
 class Binding:

@@ -134,6 +134,16 @@ def fla_decoding(case, t):
     return lambda: {"o": attn_decoding_one_step(q, k, v, cu_seqlens=starts).squeeze(0)}
 
 
+WORKSPACE = {}
+
+
+def workspace(device):
+    """What flashinfer works in; its calls come one after the other."""
+    if device not in WORKSPACE:
+        WORKSPACE[device] = torch.empty(128 << 20, dtype=torch.uint8, device=device)
+    return WORKSPACE[device]
+
+
 @peer("lean_decode", "flashinfer paged decode")
 def flashinfer_paged(case, t):
     if kind_of(case) != "paged" or case.dtype == "e4m3":
@@ -142,8 +152,7 @@ def flashinfer_paged(case, t):
 
     q = t["q"]
     k, v = (t[name].view(-1, PAGE, *t[name].shape[1:]) for name in "kv")
-    workspace = torch.empty(128 << 20, dtype=torch.uint8, device=q.device)
-    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", use_tensor_cores=True)
+    wrapper = flashinfer.BatchDecodeWithPagedKVCacheWrapper(workspace(q.device), "NHD", use_tensor_cores=True)
     last = ((t["kv_len"] - 1) % PAGE + 1).int()
     _, heads, dim = q.shape
     types = {"q_data_type": q.dtype, "kv_data_type": k.dtype}

@@ -38,7 +38,8 @@ pub fn bench(arguments: &Arguments) -> Result<()> {
     let session = Session::open(DevicePick::Emulated)?;
     let scale = if arguments.small { Scale::Small } else { Scale::Full };
     let mut folder = Folder::create(&arguments.folder)?;
-    let wanted = |case: &Case| super::wanted(&arguments.filter, &case.facts.name, case.facts.family);
+    let is_family = cases(&session.info, scale).any(|case| case.facts.family == arguments.filter);
+    let wanted = |case: &Case| super::wanted(&arguments.filter, is_family, &case.facts.name, case.facts.family);
     let mut written = 0_usize;
     for case in cases(&session.info, scale).filter(wanted) {
         let name = case.facts.name.clone();
