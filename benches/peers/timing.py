@@ -21,8 +21,9 @@ class Program:
     def __init__(self, calls, stream, count, between=None):
         self.calls, self.stream, self.count, self.between = calls, stream, count, between
         self.graph, self.why_eager = None, None
-        for index in range(min(len(calls), WARM_UPS)):
-            calls[index]()
+        # Whatever a library does at the first call of its kind must not happen while a graph is captured.
+        for call in calls:
+            call()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         try:

@@ -10,15 +10,25 @@ from .linear import features, index_of, of_heads, some_heads
 EPS = 1e-6
 
 
+def itself(x):
+    return x
+
+
+def above_zero(x):
+    return elu(x) + 1
+
+
+def over_tokens(x):
+    return torch.softmax(x, -2)
+
+
 def maps(case):
     """The maps of queries and of keys."""
-    if "elu" in case.special:
-        return [lambda x: elu(x) + 1] * 2
     if "softmax" in case.special:
-        return [lambda x: x, lambda x: torch.softmax(x, -2)]
-    if "taylor" in case.special:
-        return [features] * 2
-    return [lambda x: x] * 2
+        return itself, over_tokens
+    words = {"elu": above_zero, "taylor": features}
+    both = next((words[word] for word in words if word in case.special), itself)
+    return both, both
 
 
 def attend(q, k, v, of_q, of_k, normalized):

@@ -155,6 +155,14 @@ def compiled_flex():
     return COMPILED["flex"]
 
 
+def causal_rule(b, h, i, j):
+    return j <= i
+
+
+def window_rule(b, h, i, j):
+    return (j <= i) & ((i - j <= 1023) | (j < 4))
+
+
 @peer("attention", "torch flex attention, compiled")
 def flex(case, t):
     if "merged" in case.special:
@@ -162,12 +170,7 @@ def flex(case, t):
     from torch.nn.attention.flex_attention import create_block_mask
 
     q, k, v = transposed(t, "q", "k", "v")
-    rules = {
-        "full": None,
-        "causal": lambda b, h, i, j: j <= i,
-        "window": lambda b, h, i, j: (j <= i) & ((i - j <= 1023) | (j < 4)),
-    }
-    rule = rules[mask_of(case)]
+    rule = {"full": None, "causal": causal_rule, "window": window_rule}[mask_of(case)]
     blocks = rule and create_block_mask(rule, None, None, q.shape[2], k.shape[2], device=str(q.device))
     call = compiled_flex()
     return lambda: {"o": call(q, k, v, block_mask=blocks, enable_gqa=q.shape[1] != k.shape[1]).transpose(1, 2)}
