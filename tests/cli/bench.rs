@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs};
 
 #[test]
 fn every_schedule_of_a_ring_is_predicted_and_none_is_said_to_be_measured() {
-    let done = lookback(&["bench", "ring", "--json"]);
+    let done = lookback(&["bench", "ring", "--json", "--device", "emulated"]);
     assert!(done.status.success());
     let all: serde_json::Value = serde_json::from_str(&stdout(&done)).expect("json");
     assert_eq!(all["measured"], false);
@@ -39,15 +39,38 @@ fn every_schedule_of_a_ring_is_predicted_and_none_is_said_to_be_measured() {
         let compute = ring["compute_seconds"].as_f64().expect("a number");
         assert!((compute / work - 1.0).abs() < 1e-3, "{compute} {work}");
     }
-    let text = lookback(&["bench", "ring"]);
+    let text = lookback(&["bench", "ring", "--device", "emulated"]);
     let said = stdout(&text);
     assert!(
         text.status.success() && said.contains("nothing was measured") && said.contains("backward pass on 8 ranks")
     );
+    assert!(said.contains("NCCL: skipped, "), "{said}");
 }
 
 fn path(folder: &Folder, name: &str) -> String {
     folder.path(name).to_str().expect("a path in letters").into()
+}
+
+/// All of what a GPU would be measured by, but for its clock.
+#[test]
+fn every_schedule_runs_in_the_parts_that_are_measured() {
+    let done = lookback(&["bench", "ring", "--json", "--measure", "--device", "emulated"]);
+    assert!(done.status.success(), "{}", stderr(&done));
+    let all: serde_json::Value = serde_json::from_str(&stdout(&done)).expect("json");
+    assert_eq!(all["measured"], false, "the emulator's clock says nothing");
+    let results = all["results"].as_array().expect("a list");
+    let has_run = results.iter().filter(|result| result["has_run"] == true);
+    let names: BTreeSet<String> = has_run.map(|r| format!("{} {} {}", r["schedule"], r["ranks"], r["pass"])).collect();
+    assert_eq!(names.len(), 10, "five schedules on two and on four ranks: {names:?}");
+    for result in results {
+        for time in ["measured", "measured_compute", "measured_transfer", "measured_exposed"] {
+            assert!(result[format!("{time}_seconds")].is_null(), "{result}");
+        }
+        assert!(result["overlap"].is_null(), "{result}");
+    }
+    let words = all["nccl"].as_str().expect("words");
+    assert!(words.starts_with("NCCL: skipped, "), "{words}");
+    assert!(!lookback(&["bench", "ring", "--device", "cuda:999"]).status.success());
 }
 
 #[test]

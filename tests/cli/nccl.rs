@@ -1,6 +1,6 @@
 //! `--set transport=nccl` where there is nothing that it could use: a word about why, in time.
 
-use crate::files::{Folder, T, command, stderr};
+use crate::files::{Folder, T, command, lookback, stderr, stdout};
 
 /// Exit status and words of a ring by NCCL, of as many threads or processes.
 fn ring(name: &str, ranks: &str, is_launched: bool) -> (Option<i32>, String) {
@@ -47,4 +47,11 @@ fn no_rank_waits_for_one_that_lacks_it() {
     let is_named = said.contains("NCCL was not found; tried libnccl.so.2") || said.contains("the emulator");
     assert!(code == Some(1) && is_named, "{code:?}: {said}");
     assert!(began.elapsed().as_secs() < 15, "ranks waited for each other");
+}
+
+/// What one device can show is shown, and what it cannot is said to be skipped.
+#[test]
+fn a_world_of_one_is_tried_or_skipped_aloud() {
+    let said = stdout(&lookback(&["info", "--device", "emulated"]));
+    assert!(said.contains("NCCL: skipped, "), "{said}");
 }

@@ -1,6 +1,6 @@
 //! `lookback info`.
 
-use crate::{CliError, Result, output::line, session::Session};
+use crate::{CliError, Result, nccl::Alone, output::line, session::Session};
 use comfy_table::{Table, presets};
 use lookback_device::{DevicePick, function};
 use lookback_kernels::KERNELS;
@@ -11,6 +11,7 @@ pub fn info(pick: DevicePick, load: bool) -> Result<()> {
     line(session.device_line())?;
     let version = session.info.driver_version;
     line(format_args!("driver: CUDA {}.{}", version / 1000, version % 1000 / 10))?;
+    line(Alone::on(&session))?;
     let mut table = Table::new();
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
     table.set_header(["kernel", "target", "ptx", "block", "registers", "shared", "state"]);

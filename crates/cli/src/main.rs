@@ -6,6 +6,7 @@ mod check;
 mod error;
 mod info;
 mod launch;
+mod nccl;
 mod ops;
 mod output;
 mod run;

@@ -4,7 +4,7 @@
 use lookback_device::{Class, DevicePick, open};
 use lookback_ring::{
     Error,
-    transport::{local, nccl, nccl_version},
+    transport::{local, nccl, nccl_alone, nccl_version},
 };
 use std::{
     thread,
@@ -22,6 +22,16 @@ fn a_library_that_is_not_there_is_named() {
             assert!(cfg!(windows) || (tried[0].contains("libnccl.so.2") && tried.len() == 2), "{tried:?}");
             assert_eq!(error.class(), Class::Machine);
         }
+    }
+}
+
+/// Neither does a world of one.
+#[test]
+fn one_rank_alone_needs_a_gpu_and_the_library() {
+    let error = nccl_alone(&open(DevicePick::Emulated).unwrap()).expect_err("no transfers on the emulator");
+    match nccl_version() {
+        Ok(_) => assert!(matches!(error, Error::NoDriver { .. }), "{error:?}"),
+        Err(_) => assert!(matches!(error, Error::NoLibrary { .. }), "{error:?}"),
     }
 }
 

@@ -40,7 +40,8 @@ pub struct Arguments {
 /// What is measured otherwise or, where that takes a machine that is not there, predicted.
 #[derive(Subcommand)]
 enum Family {
-    /// Attention of a sequence that is dealt to several ranks: what every schedule moves, and its time by the model.
+    /// Attention of a sequence that is dealt to several ranks: what every schedule moves, its time by the model, and on a GPU how much
+    /// of its transfers computing hides.
     Ring(ring::Arguments),
     /// Writes what the cases launch as files that are repeated elsewhere, beside other libraries.
     Launches(launches::Arguments),
@@ -49,7 +50,7 @@ enum Family {
 /// Runs, shows or lists cases.
 pub fn bench(pick: DevicePick, arguments: &Arguments) -> Result<()> {
     match &arguments.family {
-        Some(Family::Ring(arguments)) => return ring::bench(arguments),
+        Some(Family::Ring(arguments)) => return ring::bench(pick, arguments),
         Some(Family::Launches(arguments)) => return launches::bench(arguments),
         None => (),
     }

@@ -1,13 +1,18 @@
-//! `lookback bench ring`: bytes and steps of every schedule, and what a model of the machine makes of them.
+//! `lookback bench ring`: bytes and steps of every schedule, what a model of the machine makes of them, and what this device does.
 
-use crate::{Result, output::line};
+mod measured;
+
+use crate::{Result, nccl::Alone, output::line, session::Session};
 use clap::Args;
 use comfy_table::{Table, presets};
+use lookback_device::DevicePick;
 use lookback_ring::{
     Visible,
+    attention::Shape,
     cost::{Estimate, Machine, Sizes, candidates},
     schedule::{Kind, Pass},
 };
+use measured::{Job, Times, measure};
 use serde_json::{Value, json};
 
 /// Tokens of the sequence, which sees causally.
@@ -20,8 +25,14 @@ const SIZES: Sizes = Sizes { head_dim: 128, value_dim: 128, element: 2 };
 const RANKS: [usize; 3] = [2, 4, 8];
 /// The machine of the model.
 const MACHINE: Machine = Machine::HOPPER;
+/// Ranks of one device that are measured.
+const MEASURED_RANKS: [usize; 2] = [2, 4];
+/// Tokens, query heads, key heads and entries of a head where only the way is walked.
+const SMALL: [usize; 4] = [128, 4, 4, 32];
 /// Why no time is a measured one.
-const UNMEASURED: &str = "nothing was measured, that takes several GPUs: times are the model's";
+const UNMEASURED: &str = "nothing was measured, that takes a GPU: times are the model's";
+/// What a measured time is worth.
+const SHARED: &str = "measured: ranks are threads that share one GPU, messages pass through host memory; several GPUs would take other times";
 
 /// Arguments of `lookback bench ring`.
 #[derive(Args)]
@@ -29,26 +40,96 @@ pub struct Arguments {
     /// Prints the results as JSON.
     #[arg(long)]
     json: bool,
+    /// Also on the emulator, runs every schedule in the parts that a GPU would be measured by: small, and without times.
+    #[arg(long)]
+    measure: bool,
 }
 
 /// One number of ranks, one way through: every schedule, the best first.
 struct Group {
     ranks: usize,
     pass: Pass,
-    estimates: Vec<Estimate>,
+    rows: Vec<Row>,
+}
+
+/// A schedule.
+struct Row {
+    estimate: Estimate,
+    /// Whether it has run here.
+    has_run: bool,
+    times: Option<Times>,
+}
+
+/// What this device can show.
+struct Here {
+    session: Option<Session>,
+    nccl: Alone,
+}
+
+impl Here {
+    /// Without a device there is the model.
+    fn new(pick: DevicePick, is_wanted: bool) -> Result<Self> {
+        let opened = Session::open(pick);
+        if pick != DevicePick::Auto || is_wanted {
+            let session = opened?;
+            return Ok(Self {
+                nccl: Alone::on(&session),
+                session: Some(session).filter(|s| is_wanted || !s.info.emulated),
+            });
+        }
+        let nccl = opened.as_ref().map_or_else(|e| Alone::Skipped(e.to_string()), Alone::on);
+        Ok(Self { nccl, session: opened.ok().filter(|session| !session.info.emulated) })
+    }
+
+    /// A row of the table, run here if it is the best partition of a forward schedule on few ranks.
+    fn row(&self, ranks: usize, pass: Pass, before: &[Row], estimate: Estimate) -> Result<Row> {
+        let is_best = before.iter().all(|row| row.estimate.kind != estimate.kind);
+        let session =
+            self.session.as_ref().filter(|_| is_best && pass == Pass::Forward && MEASURED_RANKS.contains(&ranks));
+        let Some(session) = session else { return Ok(Row { estimate, has_run: false, times: None }) };
+        let (heads, key_heads) = HEADS;
+        let full = [TOKENS, heads, key_heads, SIZES.head_dim];
+        let [tokens, heads, key_heads, width] = if session.info.emulated { SMALL } else { full };
+        let shape = Shape { batch: 1, heads, key_heads, head_dim: width, value_dim: width };
+        let Estimate { kind, partition, .. } = estimate;
+        let times = measure(session, &Job { shape, tokens, ranks, kind, partition })?;
+        Ok(Row { estimate, has_run: true, times })
+    }
 }
 
 /// Prints what every schedule costs.
-pub fn bench(arguments: &Arguments) -> Result<()> {
+pub fn bench(pick: DevicePick, arguments: &Arguments) -> Result<()> {
+    let here = Here::new(pick, arguments.measure)?;
     let visible = Visible::causal(TOKENS);
     let mut groups = Vec::new();
     for ranks in RANKS {
         for pass in [Pass::Forward, Pass::Backward] {
             let estimates = candidates(pass, TOKENS, ranks, HEADS, &visible, &SIZES, &MACHINE)?;
-            groups.push(Group { ranks, pass, estimates });
+            let mut rows = Vec::new();
+            for estimate in estimates {
+                rows.push(here.row(ranks, pass, &rows, estimate)?);
+            }
+            groups.push(Group { ranks, pass, rows });
         }
     }
-    if arguments.json { print_json(&groups) } else { print_tables(&groups) }
+    if arguments.json {
+        print_json(&groups, &here)?
+    } else {
+        print_tables(&groups, &here)?
+    }
+    match here.nccl {
+        Alone::Failed(error) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+/// What is said of times that are there, or are not.
+fn note(groups: &[Group]) -> &'static str {
+    if is_measured(groups) { SHARED } else { UNMEASURED }
+}
+
+fn is_measured(groups: &[Group]) -> bool {
+    groups.iter().flat_map(|group| &group.rows).any(|row| row.times.is_some())
 }
 
 /// A pass in one word.
@@ -71,13 +152,13 @@ fn words(kind: Kind) -> String {
     }
 }
 
-fn print_tables(groups: &[Group]) -> Result<()> {
+fn print_tables(groups: &[Group], here: &Here) -> Result<()> {
     let (heads, key_heads) = HEADS;
     let Sizes { head_dim, element, .. } = SIZES;
     line(format_args!(
         "{TOKENS} tokens, causal, {heads} query heads, {key_heads} key heads, {head_dim} entries of {element} bytes"
     ))?;
-    for Group { ranks, pass, estimates } in groups {
+    for Group { ranks, pass, rows } in groups {
         let mut table = Table::new();
         table.load_style(presets::NOTHING);
         table.set_header([
@@ -90,8 +171,12 @@ fn print_tables(groups: &[Group]) -> Result<()> {
             "exposed us",
             "predicted us",
             "measured us",
+            "alone us",
+            "moving us",
+            "hidden",
         ]);
-        for estimate in estimates {
+        for Row { estimate, times, .. } in rows {
+            let measured = |of: fn(&Times) -> String| times.as_ref().map_or("-".into(), of);
             let megabytes = |bytes: u64| format!("{:.2}", bytes as f64 / 1e6);
             let micros = |seconds: f64| format!("{:.1}", seconds * 1e6);
             table.add_row([
@@ -103,7 +188,10 @@ fn print_tables(groups: &[Group]) -> Result<()> {
                 micros(estimate.compute),
                 micros(estimate.exposed),
                 micros(estimate.total()),
-                "-".into(),
+                measured(|times| format!("{:.1}", times.both * 1e6)),
+                measured(|times| format!("{:.1}", times.compute * 1e6)),
+                measured(|times| format!("{:.1}", times.transfers * 1e6)),
+                measured(|times| format!("{:.0} %", times.overlap() * 100.0)),
             ]);
         }
         line(format_args!("\n{} pass on {ranks} ranks", pass_word(*pass)))?;
@@ -116,11 +204,13 @@ fn print_tables(groups: &[Group]) -> Result<()> {
         link / 1e9,
         latency * 1e6
     ))?;
-    line(UNMEASURED)
+    line(note(groups))?;
+    line(&here.nccl)
 }
 
-fn print_json(groups: &[Group]) -> Result<()> {
-    let row = |group: &Group, estimate: &Estimate| {
+fn print_json(groups: &[Group], here: &Here) -> Result<()> {
+    let row = |group: &Group, Row { estimate, has_run, times }: &Row| {
+        let seconds = |of: fn(&Times) -> f64| times.as_ref().map(of);
         json!({
             "ranks": group.ranks,
             "pass": pass_word(group.pass),
@@ -132,10 +222,15 @@ fn print_json(groups: &[Group]) -> Result<()> {
             "compute_seconds": estimate.compute,
             "exposed_seconds": estimate.exposed,
             "predicted_seconds": estimate.total(),
-            "measured_seconds": Value::Null,
+            "has_run": has_run,
+            "measured_seconds": seconds(|times| times.both),
+            "measured_compute_seconds": seconds(|times| times.compute),
+            "measured_transfer_seconds": seconds(|times| times.transfers),
+            "measured_exposed_seconds": seconds(Times::exposed),
+            "overlap": seconds(Times::overlap),
         })
     };
-    let results: Vec<Value> = groups.iter().flat_map(|g| g.estimates.iter().map(move |e| row(g, e))).collect();
+    let results: Vec<Value> = groups.iter().flat_map(|g| g.rows.iter().map(move |r| row(g, r))).collect();
     let (heads, key_heads) = HEADS;
     let Machine { flops, link, node_link, latency, node, .. } = MACHINE;
     let all = json!({
@@ -148,8 +243,9 @@ fn print_json(groups: &[Group]) -> Result<()> {
             "machine": "hopper", "topology": "switch", "node_ranks": node, "flops": flops,
             "link_bytes_per_second": link, "node_link_bytes_per_second": node_link, "latency_seconds": latency,
         },
-        "measured": false,
-        "note": UNMEASURED,
+        "measured": is_measured(groups),
+        "note": note(groups),
+        "nccl": here.nccl.to_string(),
         "results": results,
     });
     line(format_args!("{all:#}"))

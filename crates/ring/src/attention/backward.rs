@@ -4,7 +4,7 @@ use super::{
     Options, Shape, Workspace,
     compile::{Axis, Compiler, D_LSE, D_O, DK, DQ, DV, LSE, O, Piece},
     op::{Op, copy, differentiate, prepare},
-    program::Program,
+    program::{Part, Program},
     view::{Base, View},
 };
 use crate::{
@@ -260,7 +260,7 @@ impl BackwardPlan {
         }
         strided::all_disjoint(OP, &placed[7..], &placed[..7])?;
         // SAFETY: the caller's promise.
-        unsafe { self.program.execute(OP, stream, &addresses, workspace, transport) }
+        unsafe { self.program.execute((OP, Part::All), stream, &addresses, workspace, transport) }
     }
 }
 

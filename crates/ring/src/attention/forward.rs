@@ -4,7 +4,7 @@ use super::{
     Options, Shape, Workspace,
     compile::{Axis, Compiler, LSE, O, Piece},
     op::{self, Op, attend, merge},
-    program::Program,
+    program::{Part, Program},
     view::View,
 };
 use crate::{
@@ -164,6 +164,22 @@ impl Plan {
         workspace: &mut Workspace,
         transport: &mut dyn Transport,
     ) -> Result<()> {
+        self.run_part(Part::All, stream, inputs, outputs, workspace, transport)
+    }
+
+    /// As [`run`](Self::run), or only what it computes, or only what it sends and receives: every rank does the same part.
+    ///
+    /// # Errors
+    /// Those of [`run`](Self::run).
+    pub fn run_part<T: Element, O: Element>(
+        &self,
+        part: Part,
+        stream: &Arc<CudaStream>,
+        inputs: &Inputs<'_, T>,
+        outputs: Outputs<'_, O>,
+        workspace: &mut Workspace,
+        transport: &mut dyn Transport,
+    ) -> Result<()> {
         strided::dtype(OP, "inputs", self.options.dtype, T::DTYPE)?;
         strided::dtype(OP, "o", self.options.output, O::DTYPE)?;
         let lengths = [inputs.q.len(), inputs.k.len(), inputs.v.len(), outputs.o.len(), outputs.lse.len()];
@@ -178,7 +194,7 @@ impl Plan {
         let (workspace, _workspace) = workspace.hold(OP, &self.program, stream)?;
         // SAFETY: the slices live on the stream's context and have the elements of the plan's tensors; their guards are held until
         // everything is queued, and transfers have ended by then.
-        unsafe { self.run_raw(stream, &Raw { q, k, v, o, lse }, workspace, transport) }
+        unsafe { self.part_raw(part, stream, &Raw { q, k, v, o, lse }, workspace, transport) }
     }
 
     /// As [`run`](Self::run) on device addresses.
@@ -197,6 +213,20 @@ impl Plan {
         workspace: CUdeviceptr,
         transport: &mut dyn Transport,
     ) -> Result<()> {
+        // SAFETY: the caller's promise.
+        unsafe { self.part_raw(Part::All, stream, raw, workspace, transport) }
+    }
+
+    /// # Safety
+    /// As for [`run_raw`](Self::run_raw).
+    unsafe fn part_raw(
+        &self,
+        part: Part,
+        stream: &Arc<CudaStream>,
+        raw: &Raw,
+        workspace: CUdeviceptr,
+        transport: &mut dyn Transport,
+    ) -> Result<()> {
         let addresses = [raw.q, raw.k, raw.v, raw.o, raw.lse];
         let tensors = self.tensors();
         let names = ["q", "k", "v", "o", "lse"];
@@ -207,7 +237,7 @@ impl Plan {
         }
         strided::all_disjoint(OP, &placed[3..], &placed[..3])?;
         // SAFETY: the caller's promise.
-        unsafe { self.program.execute(OP, stream, &addresses, workspace, transport) }
+        unsafe { self.program.execute((OP, part), stream, &addresses, workspace, transport) }
     }
 }
 

@@ -15,7 +15,7 @@ mod view;
 
 pub use backward::{BackwardInputs, BackwardOptions, BackwardPlan, Gradients, RawBackward};
 pub use forward::{Inputs, Outputs, Plan, Raw};
-pub use program::Workspace;
+pub use program::{Part, Workspace};
 
 use crate::schedule::Kind;
 use lookback_device::DType;

@@ -14,6 +14,17 @@ use lookback_attention::{RawInputs, RawOutputs, backward::RawBackward, merge};
 use lookback_device::{driver, memory};
 use std::sync::Arc;
 
+/// Which part of a program runs. Without the other part results are nothing; what it is good for is to time one beside the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// All of it.
+    All,
+    /// What is computed, from what last arrived.
+    Compute,
+    /// What is sent and received.
+    Transfers,
+}
+
 /// Everything that one rank does, in order, before it has addresses.
 #[derive(Debug, Clone)]
 pub(super) struct Program {
@@ -61,7 +72,7 @@ impl Program {
     /// * Nothing else writes that memory meanwhile, and nothing reads what is written.
     pub unsafe fn execute(
         &self,
-        op: &'static str,
+        (op, part): (&'static str, Part),
         stream: &Arc<CudaStream>,
         tensors: &[CUdeviceptr],
         workspace: CUdeviceptr,
@@ -74,7 +85,12 @@ impl Program {
         }
         let at = Addresses { tensors, workspace, starts: &self.starts };
         let operation = transport.next_operation();
-        for op in &self.ops {
+        let is_wanted = |op: &&Op| match part {
+            Part::All => true,
+            Part::Compute => !matches!(op, Op::Begin { .. } | Op::End { .. }),
+            Part::Transfers => matches!(op, Op::Begin { .. } | Op::End { .. }),
+        };
+        for op in self.ops.iter().filter(is_wanted) {
             // SAFETY: the caller's promise; views lie within the tensors and the workspace.
             if let Err(error) = unsafe { self.perform(op, stream, &at, operation, transport) } {
                 transport.abort(&error);

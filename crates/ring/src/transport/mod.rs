@@ -17,7 +17,7 @@ mod wire;
 
 pub use local::local;
 #[cfg(feature = "nccl")]
-pub use nccl::{Nccl, nccl, nccl_version};
+pub use nccl::{Nccl, nccl, nccl_alone, nccl_version};
 pub use staged::Staged;
 pub use tcp::tcp;
 

@@ -4,7 +4,9 @@ mod library;
 
 use super::{Message, Staged, Transport};
 use crate::{DeviceInfo, Error, Result, schedule::Parcel};
-use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtrMut, result::stream::get_priority_range};
+use cudarc::driver::{
+    CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtr, DevicePtrMut, result::stream::get_priority_range,
+};
 use library::{Comm, Library, Part, UniqueId};
 use lookback_device::{PeerFault, driver, memory};
 use std::{
@@ -21,6 +23,33 @@ const PAUSE: Duration = Duration::from_micros(20);
 /// # Errors
 /// [`Error::NoLibrary`] ← there is none, or it is older than 2.14.
 pub fn nccl_version() -> Result<u32> {
+    Library::get()?.version()
+}
+
+/// What one GPU can show of NCCL: makes a world of one rank, which sends a mebibyte to itself. Returns the library's version.
+///
+/// # Errors
+/// Those of [`nccl`]; [`Error::Library`], also ← other bytes came than were sent.
+pub fn nccl_alone(context: &Arc<CudaContext>) -> Result<u32> {
+    // Longer than the first communicator of a process takes.
+    let Some(control) = super::local(1, Duration::from_secs(60)).pop() else { return Library::get()?.version() };
+    let mut alone = nccl(control, context)?;
+    let stream = alone.stream.clone();
+    let failed = |e| driver(e, "transfer to itself");
+    let bytes: Vec<u8> = (0..1_u32 << 20).map(|at| (at.wrapping_mul(0x9e37_79b9) >> 24) as u8).collect();
+    let sent = stream.clone_htod(&bytes).map_err(failed)?;
+    let mut came = stream.alloc_zeros::<u8>(bytes.len()).map_err(failed)?;
+    let whole = |address| [Part { peer: 0, address, bytes: bytes.len() }];
+    let (from, to) = (whole(sent.device_ptr(&stream).0), whole(came.device_ptr_mut(&stream).0));
+    // SAFETY: both are as long as the part says, and live until the stream has come past this, which is waited for.
+    unsafe { alone.comm.exchange(stream.cu_stream(), &from, &to)? };
+    alone.settle(None)?;
+    let done = stream.record_event(None).map_err(failed)?;
+    alone.settle(Some((&done, 0, 0)))?;
+    if stream.clone_dtoh(&came).map_err(failed)? != bytes {
+        let why = "other bytes came than were sent".into();
+        return Err(Error::Library { library: "NCCL", what: "transfer to itself", why });
+    }
     Library::get()?.version()
 }
 
