@@ -20,32 +20,36 @@ fn ring(name: &str, ranks: &str, is_launched: bool) -> (Option<i32>, String) {
     (done.status.code(), stderr(&done))
 }
 
-#[cfg(not(feature = "nccl"))]
-#[test]
-fn what_was_not_built_in_is_said() {
-    let (code, said) = ring("nccl-left-out", "1", false);
-    assert!(code == Some(2) && said.contains("`transport`") && said.contains("built without"), "{said}");
+/// Whether the program was built with it, by its own words: a bundle's may be, though these tests are not.
+fn is_built_in() -> bool {
+    let list = stdout(&lookback(&["run", "--list"]));
+    assert!(list.contains("transport"), "{list}");
+    list.contains("host|nccl")
 }
 
-/// Without the library, or with it on the emulator.
-#[cfg(feature = "nccl")]
+/// Without the feature, without the library, or with it on the emulator.
+fn is_named(said: &str) -> bool {
+    match is_built_in() {
+        true => said.contains("NCCL was not found; tried libnccl.so.2") || said.contains("the emulator, which NCCL"),
+        false => said.contains("`transport`") && said.contains("built without its feature nccl"),
+    }
+}
+
 #[test]
 fn what_is_missing_is_named() {
-    let is_named =
-        |said: &str| said.contains("NCCL was not found; tried libnccl.so.2") || said.contains("the emulator");
     let (code, said) = ring("nccl-one", "1", false);
-    assert!(code == Some(1) && is_named(&said), "{code:?}: {said}");
+    assert!(is_named(&said) && code == Some(if is_built_in() { 1 } else { 2 }), "{code:?}: {said}");
     let (code, said) = ring("nccl-threads", "2", false);
-    assert!(code == Some(2) && said.contains("`transport`") && said.contains("lookback launch"), "{code:?}: {said}");
+    let wants_processes = said.contains("`transport`") && said.contains("lookback launch");
+    assert!(code == Some(2) && wants_processes == is_built_in(), "{code:?}: {said}");
 }
 
-#[cfg(all(feature = "nccl", target_os = "linux"))]
+#[cfg(target_os = "linux")]
 #[test]
 fn no_rank_waits_for_one_that_lacks_it() {
     let began = std::time::Instant::now();
     let (code, said) = ring("nccl-processes", "2", true);
-    let is_named = said.contains("NCCL was not found; tried libnccl.so.2") || said.contains("the emulator");
-    assert!(code == Some(1) && is_named, "{code:?}: {said}");
+    assert!(code == Some(1) && is_named(&said), "{code:?}: {said}");
     assert!(began.elapsed().as_secs() < 15, "ranks waited for each other");
 }
 

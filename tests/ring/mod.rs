@@ -4,6 +4,7 @@ mod backward;
 mod bad_input;
 pub mod case;
 mod faults;
+mod parts;
 mod saboteur;
 pub mod states;
 mod states_backward;
