@@ -45,7 +45,7 @@ enum Command {
         /// Not this form; may be given again. For what a first run could not get past.
         #[arg(long)]
         skip: Vec<String>,
-        /// A folder that gets all results too, some 200 MB, so that `replay` can show each that differs.
+        /// A folder that gets all results too, some 300 MB, so that `replay` can show each that differs.
         #[arg(long)]
         raw: Option<PathBuf>,
     },

@@ -8,7 +8,7 @@ use crate::{
     forms,
     operations::{OPERATIONS, Produced},
 };
-use lookback_device::{DeviceInfo, Error as DeviceError};
+use lookback_device::{DeviceInfo, Error as DeviceError, emulator};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -73,6 +73,10 @@ pub fn record(runner: &Runner, choice: &Choice) -> Result<Recording> {
     let mut record =
         Record { device: runner.info.clone(), stride: choice.stride, forms: Vec::new(), operations: Vec::new() };
     let chosen = |name: &str| name.contains(&choice.filter) && !choice.skip.iter().any(|skip| skip == name);
+    if runner.info.emulated {
+        // The arithmetic of the device that it says it is.
+        emulator::set_option("mma", "hopper");
+    }
     for (number, form) in forms::table().iter().enumerate() {
         let name = form.name();
         if !chosen(&name) {
@@ -95,7 +99,7 @@ fn record_form(runner: &Runner, choice: &Choice, form: &Form, number: usize) -> 
     let mut raw = choice.raw.as_deref().map(|dir| RawWriter::create(dir, &form.name())).transpose()?;
     let outcome = examine(runner, form, number, choice.stride, |_, results| {
         if let Some(raw) = &mut raw {
-            raw.write(results);
+            raw.write(form, results);
         }
     });
     if let Some(raw) = raw {
@@ -110,7 +114,7 @@ fn record_form(runner: &Runner, choice: &Choice, form: &Form, number: usize) -> 
     }
 }
 
-/// The file of all results of a form: 64-bit words, the outputs of each operand side by side.
+/// The file of all results of a form: words of 32 or 64 bits, the outputs of one index side by side.
 pub fn raw_path(dir: &Path, name: &str) -> PathBuf {
     let mut hash = Hash::default();
     hash.add_text(name);
@@ -130,10 +134,10 @@ impl RawWriter {
         Ok(Self { path, file: BufWriter::new(file), failed: None })
     }
 
-    fn write(&mut self, results: &Results) {
+    fn write(&mut self, form: &Form, results: &Results) {
         for i in 0..results.first().map_or(0, Vec::len) {
-            for output in results {
-                if let Err(error) = self.file.write_all(&output[i].to_le_bytes()) {
+            for (output, register) in results.iter().zip(&form.outputs) {
+                if let Err(error) = self.file.write_all(&output[i].to_le_bytes()[..register.bytes()]) {
                     self.failed.get_or_insert(error);
                 }
             }

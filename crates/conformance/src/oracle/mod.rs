@@ -84,7 +84,13 @@ impl std::fmt::Display for Expected {
                 let half = |half: &Option<u16>| half.map_or_else(|| "NaN".into(), |bits| format!("{bits:#x}"));
                 write!(f, "low {} high {}", half(low), half(high))
             }
-            Self::Halves([low, high]) => write!(f, "low {low:?} high {high:?}"),
+            Self::Halves([low, high]) => {
+                let half = |half: &Option<(f64, f64)>| match half {
+                    Some((value, tolerance)) => format!("{value:e} within {tolerance:e}"),
+                    None => "anything".into(),
+                };
+                write!(f, "low {} high {}", half(low), half(high))
+            }
             Self::Near { value, tolerance, .. } => write!(f, "{value:e} within {tolerance:e}"),
         }
     }
