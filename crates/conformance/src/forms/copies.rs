@@ -134,5 +134,15 @@ fn arrivals(forms: &mut Vec<Form>) {
         let form = Form::with_body(key, &[Kind::I32], &[Register::B32], body).level(Level::Sm90);
         let form = form.also(&["mbarrier.try_wait.parity.shared.b64"]);
         forms.push(shared(form).oracle(Oracle::bits(|x| x[0])));
+        // And one for each thread, of one copy alone.
+        let waiting = waiting.replace("%counter", "%own");
+        let key = format!("cp.async.mbarrier.arrive{word}.shared.b64");
+        let body = format!(
+            "{own}\nmbarrier.init.shared.b64 [%own], 1;\nst.global.b32 [%memory], %a0;\n\
+             cp.async.ca.shared.global [%own+8], [%memory], 4;\n{key} [%own];\n{waiting}\n\
+             WAIT:\nmbarrier.try_wait.parity.shared.b64 %done, [%own], 0;\n@!%done bra WAIT;\nld.shared.b32 %d0, [%own+8];"
+        );
+        let form = Form::with_body(key, &[Kind::I32], &[Register::B32], body).level(Level::Sm90).case("alone");
+        forms.push(shared(form).oracle(Oracle::bits(|x| x[0])));
     }
 }

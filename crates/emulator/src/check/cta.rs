@@ -223,9 +223,9 @@ impl Cta {
         self.settle_runs(&copy, agent, clock);
     }
 
-    /// A copy has completed on an mbarrier: only who waits there sees it.
-    pub(super) fn settle_on(&mut self, copy: CopyId, address: u32, world: World) {
-        let Some(copy) = self.take_lanes(copy, u32::MAX) else { return };
+    /// The lanes of `mask` have completed their part of a copy on an mbarrier: only who waits there sees it.
+    pub(super) fn settle_on(&mut self, copy: CopyId, mask: u32, address: u32, world: World) {
+        let Some(copy) = self.take_lanes(copy, mask) else { return };
         self.bulk = (self.bulk + 1).min(LAST_TICK);
         let agents = agents(self.warps.len());
         let mut knowledge = Knowledge::new(agents, 0, world);

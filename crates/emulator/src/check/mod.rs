@@ -296,11 +296,12 @@ impl Sanitizer {
         }
     }
 
-    /// That copy has completed on the mbarrier at a shared address: whoever waits for its phase sees the data.
-    pub fn async_complete_on(&mut self, agent: Agent, copy: CopyId, address: u32) {
+    /// The part of the lanes of `mask` of that copy has completed on the mbarrier at a shared address: whoever waits for its
+    /// phase sees the data.
+    pub fn async_complete_on(&mut self, agent: Agent, copy: CopyId, mask: u32, address: u32) {
         let world = World::new(self.shape.ctas);
         if let Some(cta) = self.cta(agent.cta) {
-            cta.settle_on(copy, address, world);
+            cta.settle_on(copy, mask, address, world);
         }
     }
 

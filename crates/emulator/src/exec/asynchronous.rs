@@ -244,8 +244,7 @@ fn land(m: &mut Machine<'_>, block: &mut Block, warp: &mut Warp, on: Option<u32>
         if let (Some(sanitizer), Some(id)) = (&mut m.sanitizer, copy.id) {
             match on {
                 None => sanitizer.async_complete(agent, id, lanes),
-                Some(address) if copy.in_flight == 0 => sanitizer.async_complete_on(agent, id, address),
-                Some(_) => {}
+                Some(address) => sanitizer.async_complete_on(agent, id, lanes, address),
             }
         }
     }

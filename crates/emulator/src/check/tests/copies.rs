@@ -79,12 +79,28 @@ fn bulk_copies_are_seen_through_their_mbarrier_alone() {
     let mut scene = Scene::new(1, 2);
     let copy = scene.copy(agent(0, 0), 0, 10).unwrap();
     scene.sanitizer.mbarrier_arrive(agent(0, 0), 1, barrier, Order::Release);
-    scene.sanitizer.async_complete_on(agent(0, 0), copy, barrier);
+    scene.sanitizer.async_complete_on(agent(0, 0), copy, ALL, barrier);
     scene.sanitizer.mbarrier_phase(0, barrier);
     expect(scene.load_shared(agent(0, 0), 0, 11), ViolationKind::Race);
     expect(scene.load_shared(agent(0, 1), 0, 12), ViolationKind::Race);
     scene.sanitizer.mbarrier_wait(agent(0, 1), ALL, barrier);
     scene.load_shared(agent(0, 1), 0, 13).unwrap();
+}
+
+#[test]
+fn lanes_may_complete_on_mbarriers_of_their_own() {
+    let barriers = [SHARED + 4096, SHARED + 4104];
+    let mut scene = Scene::new(1, 2);
+    let copy = scene.copy(agent(0, 0), 0, 10).unwrap();
+    for (barrier, lanes) in barriers.into_iter().zip([0xffff, 0xffff_0000]) {
+        scene.sanitizer.async_complete_on(agent(0, 0), copy, lanes, barrier);
+        scene.sanitizer.mbarrier_phase(0, barrier);
+    }
+    scene.sanitizer.mbarrier_wait(agent(0, 0), 0xffff, barriers[0]);
+    scene.shared(agent(0, 0), 0xffff, Kind::Load, 0, 16, 11).unwrap();
+    expect(scene.shared(agent(0, 1), 0xffff, Kind::Load, 0, 16, 12), ViolationKind::Race);
+    scene.sanitizer.mbarrier_wait(agent(0, 0), 0xffff_0000, barriers[1]);
+    scene.shared(agent(0, 0), ALL, Kind::Load, 0, 16, 13).unwrap();
 }
 
 #[test]
