@@ -194,3 +194,43 @@ impl Transport for Staged {
         self.wire.blame(rank, step, fault, Instant::now());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        schedule::{Item, Parcel},
+        transport::local,
+    };
+    use std::{thread, time::Duration};
+
+    /// Whether a rank in its second operation, of which one step has begun, takes a message of another.
+    fn is_taken(operation: u32, step: u32, is_awaited: bool) -> bool {
+        let [mut own, other] =
+            <[Staged; 2]>::try_from(local(2, Duration::from_secs(20))).unwrap_or_else(|_| panic!("two"));
+        let parcel = Parcel { item: Item::Keys, owner: 1, tokens: 0..4, heads: 0..2 };
+        let label = Label { operation, step, parcel };
+        own.next_operation();
+        own.next_operation();
+        own.begun = 1;
+        if is_awaited {
+            own.awaited.push(Message { peer: 1, label: label.clone(), segments: Vec::new(), steps: 1 });
+        }
+        other.wire.send(0, Frame { kind: Kind::Data(label), bytes: vec![0; 8] });
+        while own.wire.poll().is_ok() && own.wire.waiting().next().is_none() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        match own.poll() {
+            Ok(()) => true,
+            Err(Error::Peer { rank: 1, fault: PeerFault::Mismatch, .. }) => false,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn what_comes_too_late_is_refused_before_anybody_waits_for_more() {
+        assert!(is_taken(2, 0, true), "what is awaited");
+        assert!(is_taken(2, 1, false) && is_taken(3, 0, false), "what is ahead");
+        assert!(!is_taken(2, 0, false) && !is_taken(1, 5, false), "a duplicate");
+    }
+}

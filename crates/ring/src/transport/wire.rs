@@ -96,6 +96,12 @@ impl Wire {
         self.timeout
     }
 
+    /// What those hear who ask: this rank waits for a peer elsewhere than here, or no longer does.
+    #[cfg(feature = "nccl")]
+    pub(super) fn waits(&self, since: Option<(usize, Instant)>) {
+        self.pulse.waits(since);
+    }
+
     fn link(&mut self, peer: usize) -> Option<&mut Link> {
         self.links.get_mut(peer)?.as_mut()
     }

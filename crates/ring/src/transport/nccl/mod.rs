@@ -126,29 +126,31 @@ impl Nccl {
     /// Waits until the communicator is done with the last call, and `event` has come, if there is one. Fails when any rank has failed,
     /// or when the time is over; nothing is under way then.
     fn settle(&mut self, event: Option<(&CudaEvent, u32, usize)>) -> Result<()> {
-        let settled = self.wait(event);
+        let next = (self.control.rank() + 1) % self.control.ranks();
+        let (step, peer) = event.map_or((0, next), |(_, step, peer)| (step, peer));
+        let began = Instant::now();
+        self.control.wire.waits(Some((peer, began)));
+        let settled = self.wait(event.map(|(event, ..)| event), (step, peer), began);
+        self.control.wire.waits(None);
         if settled.is_err() {
             self.comm.abort();
         }
         settled
     }
 
-    fn wait(&mut self, event: Option<(&CudaEvent, u32, usize)>) -> Result<()> {
-        let began = Instant::now();
+    fn wait(&mut self, event: Option<&CudaEvent>, (step, peer): (u32, usize), began: Instant) -> Result<()> {
         let timeout = self.control.wire.timeout();
         loop {
             self.control.wire.poll()?;
             let is_busy = self.comm.is_busy()?;
             let is_done = match event {
-                Some((event, ..)) => event.try_is_complete().map_err(|e| driver(e, "transfer"))?,
+                Some(event) => event.try_is_complete().map_err(|e| driver(e, "transfer"))?,
                 None => true,
             };
             if is_done && !is_busy {
                 return Ok(());
             }
             if began.elapsed() > timeout {
-                let next = (self.control.rank() + 1) % self.control.ranks();
-                let (step, peer) = event.map_or((0, next), |(_, step, peer)| (step, peer));
                 return Err(self.control.wire.blame(peer, step, PeerFault::Silent, began));
             }
             thread::sleep(PAUSE);
