@@ -98,16 +98,16 @@ fn words_do_not_wait_behind_data() {
 
 #[test]
 fn a_frame_that_is_long_in_coming_is_not_late() {
-    let timeout = Duration::from_millis(500);
+    let timeout = Duration::from_millis(1200);
     let (mut wire, mut data, _words) = pair(timeout);
-    let pieces = 6;
+    let pieces = 4;
     wire.expect(1, Kind::Gather(1), pieces * PIECE);
     let began = Instant::now();
     thread::scope(|scope| {
         scope.spawn(move || {
             data.write_all(&header(Kind::Gather(1), (pieces * PIECE) as u64)).expect("a header");
             for _ in 0..pieces {
-                thread::sleep(timeout * 2 / 3);
+                thread::sleep(timeout / 2);
                 data.write_all(&vec![7; PIECE]).expect("a piece");
             }
             // Until the other side has it all.
@@ -115,7 +115,7 @@ fn a_frame_that_is_long_in_coming_is_not_late() {
         });
         let frame = wire.receive(1, 0).expect("the frame");
         assert_eq!(frame.bytes, vec![7; pieces * PIECE]);
-        assert!(began.elapsed() > 2 * timeout, "too fast for this test");
+        assert!(began.elapsed() >= 2 * timeout, "too fast for this test");
         // A peer that answers nothing and sends nothing more is dead.
         let again = Instant::now();
         assert_eq!(fault(wire.receive(1, 0)), (1, PeerFault::Silent));
@@ -180,7 +180,7 @@ fn what_is_far_ahead_waits_until_it_is_expected() {
 /// Rank 0 waits for rank 1, which comes late and then waits for rank 2, which has stopped: that is the one to name.
 #[test]
 fn a_late_rank_is_not_taken_for_the_one_that_it_waits_for() {
-    let timeout = Duration::from_millis(800);
+    let timeout = Duration::from_millis(1500);
     let ends = local(3, timeout).into_iter().map(|end| move || end.wire).collect();
     let told = each(ends, |rank, wire| match rank {
         0 => Some(fault(wire.receive(1, 0))),
@@ -189,7 +189,7 @@ fn a_late_rank_is_not_taken_for_the_one_that_it_waits_for() {
             Some(fault(wire.receive(2, 0)))
         }
         _ => {
-            thread::sleep(timeout * 3);
+            thread::sleep(timeout * 2);
             None
         }
     });
@@ -202,7 +202,7 @@ fn a_late_rank_is_not_taken_for_the_one_that_it_waits_for() {
 /// As above, but the last rank only works for long: nobody is to blame before the one that waits for it may lose its patience.
 #[test]
 fn nobody_is_blamed_while_others_may_still_wait() {
-    let timeout = Duration::from_millis(800);
+    let timeout = Duration::from_millis(1500);
     let word = |kind| Frame { kind, bytes: b"here".to_vec() };
     let told = each(over_tcp(3, timeout), |rank, wire| match rank {
         0 => wire.receive(1, 0).map(|frame| frame.bytes),
