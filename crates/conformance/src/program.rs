@@ -35,10 +35,7 @@ fn write(text: &mut String, form: &Form, entry: &str) -> std::fmt::Result {
     };
     writeln!(text, ".version {version}\n.target {target}\n.address_size 64")?;
     writeln!(text, ".visible .entry {entry}(.param .align 8 .b8 args[{ARGS_BYTES}])\n.maxntid {BLOCK}, 1, 1\n{{")?;
-    writeln!(
-        text,
-        "    .reg .pred %x_true;\n    .reg .b16 %x_half;\n    .reg .b32 %thread, %lane, %x_block, %x_word;"
-    )?;
+    writeln!(text, "    .reg .b32 %thread, %lane, %x_block, %x_word;")?;
     writeln!(text, "    .reg .b64 %memory, %x_in, %x_out, %x_thread, %x_count, %x_at;")?;
     for (i, kind) in form.inputs.iter().enumerate() {
         writeln!(text, "    .reg .{} %a{i};", kind.register().name())?;

@@ -240,18 +240,12 @@ fn narrow(e4m3: bool, from: Format, relu: bool, bits: u64) -> u8 {
         Number::Infinite(_) => most,
         Number::Finite { significand: 0, .. } => 0,
         Number::Finite { significand, exponent, .. } => {
+            // With a fifth exponent bit the top binade of `e4m3`, too, is an ordinary one. That bit raises the bias by 8: a
+            // scale of 2^-8 puts subnormal numbers in the same place.
+            let (format, scale) = if e4m3 { (Format { mantissa: 3, exponent: 5 }, -8) } else { (E5M2, 0) };
             let mut sum = Sum::default();
-            sum.add_number(false, significand, exponent);
-            // With a fifth exponent bit the top binade of `e4m3`, too, is an ordinary one.
-            let wide = Format { mantissa: 3, exponent: 5 };
-            if e4m3 {
-                // The wider format has its bias 8 higher: a scale of 2^-8 puts subnormal numbers in the same place.
-                let mut scaled = Sum::default();
-                scaled.add_number(false, significand, exponent - 8);
-                scaled.round(wide, Round::Nearest).min(most)
-            } else {
-                sum.round(E5M2, Round::Nearest).min(most)
-            }
+            sum.add_number(false, significand, exponent + scale);
+            sum.round(format, Round::Nearest).min(most)
         }
         Number::Nan => nan.into(),
     };
