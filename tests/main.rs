@@ -12,4 +12,5 @@ mod nn;
 mod properties;
 mod registry;
 mod ring;
+mod robust;
 mod scan;

@@ -11,7 +11,8 @@ use lookback_attention::{
 };
 use lookback_device::{DType, Error};
 use lookback_suite::{
-    buffer::{Guarded, upload_as},
+    buffer::{Guarded, upload, upload_as},
+    counters::Counters,
     device,
 };
 
@@ -191,4 +192,36 @@ fn backward_counts_its_work() {
     let adding = of(Gradient::F32, false, Output::Same);
     assert_eq!(adding.workspace_bytes(), plan.workspace_bytes() + rows * 64 * 4);
     assert_eq!(of(Gradient::Accumulate, false, Output::F32).workspace_bytes(), plan.workspace_bytes());
+}
+
+#[test]
+fn backward_without_query_heads_leaves_zeros_in_those_of_keys() {
+    for (key_heads, packed, deterministic) in [(2, false, true), (2, false, false), (3, true, true), (0, false, true)] {
+        let dense = if packed { Shape::packed(2, 10, 12, 0, 16) } else { Shape::dense(2, 10, 12, 0, 16) };
+        let shape = Shape { key_heads, ..dense };
+        let options = BackwardOptions { deterministic, ..BackwardOptions::new(Options::new::<bf16>(&shape)) };
+        let plan = BackwardPlan::new(&shape, &options, &device::info()).expect("a plan");
+        let len = shape.batch * 12 * key_heads * 16;
+        let keys = upload_as::<bf16>(&vec![1.0; len.max(1)]);
+        let (none, lse) = (upload_as::<bf16>(&[1.0]), upload_as::<f32>(&[1.0]));
+        let (query_starts, key_starts) = (upload(&[0_i32, 4, 10]), upload(&[0_i32, 7, 12]));
+        let mut inputs = Inputs::of(&none, &keys, &keys);
+        if packed {
+            inputs.cu_seqlens_q = Some(&query_starts);
+            inputs.cu_seqlens_k = Some(&key_starts);
+        }
+        let rows = Rows::Final(Final { o: &none, lse: &lse, d_lse: None });
+        let given = BackwardInputs { inputs, adjoint: Adjoint { d_o: &none, rows } };
+        let mut gradients = [0, len, len].map(|n| Guarded::<bf16>::poisoned(n, 0));
+        let mut workspace = upload_as::<f32>(&[0.0; 64]);
+        let counters = Counters::of(|| {
+            let [dq, dk, dv] = &mut gradients;
+            let (mut dq, mut dk, mut dv) = (dq.view_mut(), dk.view_mut(), dv.view_mut());
+            let to = Gradients::of(&mut dq, &mut dk, &mut dv);
+            plan.run::<bf16, bf16, bf16>(&device::stream(), &given, to, &mut workspace).expect("a run");
+        });
+        assert!(gradients.iter().all(|g| g.read().iter().all(|x| *x == 0.0)), "{key_heads} {packed} {deterministic}");
+        let launches = counters.map_or(u64::from(key_heads > 0), |counters| counters.number("launches"));
+        assert_eq!(launches, u64::from(key_heads > 0), "no launch when there is nothing to write");
+    }
 }

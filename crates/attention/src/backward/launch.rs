@@ -129,7 +129,8 @@ impl BackwardPlan {
             dq_stride_batch: dq_strides[0],
             dq_stride_token: dq_strides[1],
             dq_stride_head: dq_strides[2],
-            query_len: shape.query_len as u32,
+            // A key head without query heads is seen by no row: its gradients are zeros.
+            query_len: if shape.heads == 0 { 0 } else { shape.query_len as u32 },
             key_len: shape.key_len as u32,
             sequences: shape.sequences() as u32,
             heads: shape.heads as u32,

@@ -9,6 +9,7 @@
 //! nothing of each other. Talk to the loaded library through its exported symbols only.
 
 use super::errors::{CUresult, Outcome};
+use super::failure;
 use super::report;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -49,6 +50,9 @@ pub(super) fn call(name: &'static str, when: When, body: impl FnOnce() -> Outcom
     }
     if when == When::Ready && !INITIALIZED.load(Ordering::Acquire) {
         return CUresult::NOT_INITIALIZED;
+    }
+    if let Err(code) = failure::of_call(name) {
+        return code;
     }
     match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => CUresult::SUCCESS,

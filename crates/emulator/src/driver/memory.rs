@@ -5,6 +5,7 @@ use super::args::Out;
 use super::capture;
 use super::context::{self, Context};
 use super::errors::{CUresult, Outcome};
+use super::failure;
 use super::handles::{Handle, lock};
 use super::operation::Fill;
 use super::options;
@@ -80,6 +81,9 @@ pub(super) fn is_device(address: u64) -> bool {
 /// Allocate for `context`.
 pub(super) fn allocate(context: &Context, bytes: u64, origin: Origin) -> Outcome<u64> {
     static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+    if origin != Origin::Module {
+        failure::of_allocation()?;
+    }
     let charge = bytes.checked_next_multiple_of(GRANULE).ok_or(CUresult::OUT_OF_MEMORY)?;
     let charged = USED.try_with(Arc::clone).unwrap_or_default();
     if let Some(limit) = options::thread_memory_bytes() {

@@ -24,6 +24,7 @@ mod counting;
 mod device;
 mod errors;
 mod event;
+mod failure;
 mod function;
 mod graph;
 mod handles;

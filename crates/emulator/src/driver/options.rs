@@ -12,8 +12,11 @@
 //! | `RECORD` | `off`, `on`: kernels are not run but listed, see `recording` |
 //! | `MEMORY_MIB` | device memory; set by a thread, it bounds what that thread has allocated |
 //! | `SM_COUNT`, `QUANTUM`, `INSTRUCTION_LIMIT` | whole numbers above 0 |
+//!
+//! And two that only a thread sets, for itself: `FAIL_ALLOCATION` and `FAIL_CALL`, see [`failure`].
 
 use super::args::Text;
+use super::failure;
 use super::report;
 use crate::counters::Counting;
 use crate::launch::{AsyncCopies, Checks, Convergence, CtaOrder, MmaArithmetic, Options};
@@ -197,6 +200,9 @@ pub(super) fn thread_memory_bytes() -> Option<u64> {
 /// Set, or with no value unset, an option of the calling thread. With no key, unset all.
 fn set_for_thread(key: Option<&str>, value: Option<&str>) -> Result<(), String> {
     let key = key.map(str::to_ascii_uppercase);
+    if let Some(armed) = failure::set(key.as_deref(), value) {
+        return armed;
+    }
     if let Some(key) = &key
         && !KEYS.contains(&key.as_str())
     {

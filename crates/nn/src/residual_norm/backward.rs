@@ -250,10 +250,11 @@ impl BackwardPlan {
         let BackwardShape { rows, width, s_stride, dout_stride, dsum_stride, ds_stride, dx_stride } = self.shape;
         let there = |at: CUdeviceptr, rows: Rows| if at == 0 { Rows::new(0, 0, 0, rows.size as usize) } else { rows };
         let param = |at: CUdeviceptr| check::param_rows(width, (at != 0).then_some(DType::F32));
-        let workspace = if at.dweight == 0 && at.dbias == 0 { 0 } else { at.workspace };
+        let sums = at.dweight != 0 || at.dbias != 0;
+        let workspace = if sums { at.workspace } else { 0 };
         let parts_rows = self.parts();
-        let bias_parts = if workspace == 0 { 0 } else { workspace + parts_rows.bytes() };
-        let both_rows = there(workspace, Rows { rows: 2 * parts_rows.rows, ..parts_rows });
+        let bias_parts = workspace.saturating_add(parts_rows.bytes());
+        let both_rows = Rows { rows: if sums { 2 * parts_rows.rows } else { 0 }, ..parts_rows };
         let s_rows = self.wide(s_stride);
         let (dout_rows, dsum_rows) = (there(at.dout, self.rows(dout_stride)), there(at.dsum, self.wide(dsum_stride)));
         let (ds_rows, dx_rows) = (there(at.ds, self.wide(ds_stride)), there(at.dx, self.rows(dx_stride)));
@@ -274,7 +275,7 @@ impl BackwardPlan {
         check::disjoint(OP, dweight, &[s, dout, dsum, weight, ds, dx])?;
         check::disjoint(OP, dbias, &[s, dout, dsum, weight, ds, dx, dweight])?;
         check::disjoint(OP, scratch, &[s, dout, dsum, weight, ds, dx, dweight, dbias])?;
-        if width == 0 || (at.ds == 0 && at.dx == 0 && workspace == 0) {
+        if width == 0 || (at.ds == 0 && at.dx == 0 && !sums) {
             return Ok(());
         }
         if rows > 0 {

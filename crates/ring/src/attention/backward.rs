@@ -3,6 +3,7 @@
 use super::{
     Options, Shape, Workspace,
     compile::{Axis, Compiler, D_LSE, D_O, DK, DQ, DV, LSE, O, Piece},
+    in_pieces,
     op::{Op, copy, differentiate, prepare},
     program::{Part, Program},
     view::{Base, View},
@@ -237,7 +238,8 @@ impl BackwardPlan {
     /// As [`run`](Self::run) on device addresses.
     ///
     /// # Errors
-    /// Those of [`run`](Self::run), [`Error::Align`](crate::Error::Align), [`Error::Alias`](crate::Error::Alias).
+    /// Those of [`run`](Self::run), [`Error::Align`](crate::Error::Align) ← rows of inputs, or of gradients in f32, that do not begin at
+    /// a multiple of 16 bytes, [`Error::Alias`](crate::Error::Alias).
     ///
     /// # Safety
     /// * Every address is readable (inputs) or readable and writable (gradients) over the plan's tensors, and `workspace` is that of a
@@ -258,6 +260,9 @@ impl BackwardPlan {
         for place in &placed {
             strided::address(OP, *place, place.0 == "d_lse")?;
         }
+        // Rows that blocks move in pieces; gradients of 16 bits are only copied to.
+        let rows = [0, 1, 2, 3, 5].into_iter().chain(if self.options.gradient == DType::F32 { 7..10 } else { 0..0 });
+        rows.map(|at| placed[at]).try_for_each(|place| in_pieces(OP, place))?;
         strided::all_disjoint(OP, &placed[7..], &placed[..7])?;
         // SAFETY: the caller's promise.
         unsafe { self.program.execute((OP, Part::All), stream, &addresses, workspace, transport) }

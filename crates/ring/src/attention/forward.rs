@@ -3,6 +3,7 @@
 use super::{
     Options, Shape, Workspace,
     compile::{Axis, Compiler, LSE, O, Piece},
+    in_pieces,
     op::{self, Op, attend, merge},
     program::{Part, Program},
     view::View,
@@ -200,7 +201,8 @@ impl Plan {
     /// As [`run`](Self::run) on device addresses.
     ///
     /// # Errors
-    /// Those of [`run`](Self::run), [`Error::Align`], [`Error::Alias`].
+    /// Those of [`run`](Self::run), [`Error::Align`] ← inputs, or an output in f32, that do not begin at a multiple of 16 bytes,
+    /// [`Error::Alias`].
     ///
     /// # Safety
     /// * Every address is readable (inputs) or readable and writable (outputs) over the plan's tensors, and `workspace` is that of a
@@ -235,6 +237,9 @@ impl Plan {
         for place in &placed {
             strided::address(OP, *place, false)?;
         }
+        // Rows that blocks move in pieces; an output of 16 bits is only copied to.
+        let pieces = if self.options.output == DType::F32 { 4 } else { 3 };
+        placed[..pieces].iter().try_for_each(|place| in_pieces(OP, *place))?;
         strided::all_disjoint(OP, &placed[3..], &placed[..3])?;
         // SAFETY: the caller's promise.
         unsafe { self.program.execute((OP, part), stream, &addresses, workspace, transport) }

@@ -17,8 +17,8 @@ pub use backward::{BackwardInputs, BackwardOptions, BackwardPlan, Gradients, Raw
 pub use forward::{Inputs, Outputs, Plan, Raw};
 pub use program::{Part, Workspace};
 
-use crate::schedule::Kind;
-use lookback_device::DType;
+use crate::{Error, Result, schedule::Kind};
+use lookback_device::{DType, strided::Placed};
 
 /// Sizes of every rank's tensors; their tokens are the [`Layout`](crate::partition::Layout)'s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,4 +56,13 @@ impl Options {
         let scale = 1.0 / (shape.head_dim.max(1) as f32).sqrt();
         Self { dtype, output: dtype, scale, softcap: None, kind: Kind::Ring }
     }
+}
+
+/// A tensor of rows that kernels move 16 bytes at a time. It is refused before the first launch: a block that found it later would end
+/// the job of all ranks.
+fn in_pieces(op: &'static str, (arg, addr, tensor): Placed<'_>) -> Result<()> {
+    if tensor.elements() > 0 && !addr.is_multiple_of(16) {
+        return Err(Error::Align { op, arg, need: 16, addr });
+    }
+    Ok(())
 }

@@ -35,6 +35,7 @@ pub fn cases(dtype: DType) -> Vec<Case> {
     let starts = |starts: &[i32]| Tensor::indices(&[starts.len()], starts);
     vec![
         with("full", small, vec![], &[]),
+        with("full, f32 output", small, vec![], &["out=f32"]),
         with("causal, wide values", [1, 33, 33, 2, 1, 96, 80], vec![], &["mask=causal"]),
         with("after itself, scaled", small, vec![], &["mask=anti_causal", "scale=0.2", "offset=3"]),
         with("prefix", small, vec![("prefix_len", Tensor::indices(&[2], &[50, 0]))], &["mask=prefix"]),

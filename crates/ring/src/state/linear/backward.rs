@@ -353,6 +353,17 @@ impl BackwardPlan {
             normalizer: outputs.d_normalizer,
             denominator: 0,
         };
-        of.check(OP, options, forward, &written, &RawArrived::default())
+        let names = ["d_o", "d_state out", "reverse.d_state", "d_normalizer out"];
+        of.check(OP, names, options, forward, &written, &RawArrived::default())?;
+        let gradients = [("dq", outputs.dq, &of.q), ("dk", outputs.dk, &of.k), ("dv", outputs.dv, &of.v)];
+        let read = [
+            ("q", forward.q, &of.q),
+            ("k", forward.k, &of.k),
+            ("v", forward.v, &of.v),
+            ("d_o", inputs.d_o, &of.o),
+            ("g", forward.g, &of.g),
+        ];
+        gradients.iter().try_for_each(|placed| strided::address(OP, *placed, false))?;
+        strided::all_disjoint(OP, &gradients, &read)
     }
 }

@@ -251,7 +251,8 @@ impl Plan {
         transport: &mut dyn Transport,
     ) -> Result<()> {
         program::check(OP, (self.dealt.rank, self.dealt.layout.ranks), transport)?;
-        self.tensors().check(OP, &self.options, inputs, outputs, arrived)?;
+        let names = ["o", "final state", "final reverse state", "final normalizer"];
+        self.tensors().check(OP, names, &self.options, inputs, outputs, arrived)?;
         let run = Run { plan: self, stream, inputs, outputs, arrived, workspace };
         // SAFETY: the caller's promise; tasks keep to the plan's tensors and its workspace.
         unsafe { program::execute(&self.steps, &run, stream, transport) }

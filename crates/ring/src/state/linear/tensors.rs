@@ -85,10 +85,12 @@ impl Tensors {
         }
     }
 
-    /// Presence, alignment and overlap, before anything is sent. What a lane's walk checks again of its part passes then.
+    /// Presence, alignment and overlap, before anything is sent. What a lane's walk checks again of its part passes then. `names` are
+    /// those of the output and of its states and sums, or of what stands for them in a backward pass.
     pub fn check(
         &self,
         op: &'static str,
+        [o, state, reverse_state, normalizer]: [&'static str; 4],
         options: &Options,
         inputs: &RawInputs,
         outputs: &RawOutputs,
@@ -107,8 +109,8 @@ impl Tensors {
             ("reverse.k", inputs.reverse_k, two),
             ("reverse.g", inputs.reverse_g, two && decays),
             ("reverse.state", inputs.reverse_state, two),
-            ("final reverse state", outputs.reverse_state, two),
-            ("final normalizer", outputs.normalizer, normalized),
+            (reverse_state, outputs.reverse_state, two),
+            (normalizer, outputs.normalizer, normalized),
             ("denominator", outputs.denominator, normalized),
             ("arrived reverse state", arrived.reverse_state, two),
             ("arrived normalizer", arrived.normalizer, normalized),
@@ -132,10 +134,10 @@ impl Tensors {
             ("reverse.state", inputs.reverse_state, &self.state),
         ];
         let written = [
-            ("o", outputs.o, &self.o),
-            ("final state", outputs.state, &self.state),
-            ("final reverse state", outputs.reverse_state, &self.state),
-            ("final normalizer", outputs.normalizer, &self.sums),
+            (o, outputs.o, &self.o),
+            (state, outputs.state, &self.state),
+            (reverse_state, outputs.reverse_state, &self.state),
+            (normalizer, outputs.normalizer, &self.sums),
             ("denominator", outputs.denominator, &self.denominator),
             ("arrived state", arrived.state, &self.state),
             ("arrived reverse state", arrived.reverse_state, &self.state),
