@@ -20,7 +20,7 @@ pub const F16: Gate = Gate { rel: 2.5e-3, row: 5e-3, inf: 5e-3 };
 pub const BF16: Gate = Gate { rel: 2e-2, row: 4e-2, inf: 4e-2 };
 
 /// Two layers of a size that fits no tile.
-fn small() -> Config {
+pub fn small() -> Config {
     Config {
         vocabulary: 29,
         positions: 150,
@@ -44,7 +44,7 @@ pub struct Names {
 pub const NEW: Names = Names { prefix: "", norm: ["weight", "bias"] };
 const OLD: Names = Names { prefix: "bert.", norm: ["gamma", "beta"] };
 
-fn draft<T: Element>(config: &Config, names: Names) -> Draft {
+pub fn draft<T: Element>(config: &Config, names: Names) -> Draft {
     let Config { vocabulary, positions, token_types, width, inner, .. } = *config;
     let Names { prefix, norm } = names;
     let mut shapes = vec![

@@ -14,11 +14,11 @@ use lookback_suite::{
 const BF16: Gate = Gate { rel: 2e-2, row: 4e-2, inf: 4e-2 };
 
 /// Two layers of a size that fits no tile.
-fn small() -> Config {
+pub fn small() -> Config {
     Config { state: 16, heads: 4, head_dim: 16, groups: 2, ..Config::new(29, 24, 2) }
 }
 
-fn draft<T: Element>(config: &Config) -> Draft {
+pub fn draft<T: Element>(config: &Config) -> Draft {
     let Config { vocabulary, token_types, width, taps, heads, .. } = *config;
     let inner = heads * config.head_dim;
     let channels = inner + 4 * config.groups * config.state;

@@ -19,7 +19,7 @@ fn shrunk(config: Config) -> Config {
     Config { heads: 3, key_dim: 16, value_dim: 32, inner: 40, ..config }
 }
 
-fn gla() -> Config {
+pub fn gla() -> Config {
     let config = shrunk(Config::gla(29, 24, 2, 3));
     Config { source: Source::LowRank { rank: 5, normalizer: 16.0 }, ..config }
 }
@@ -47,7 +47,7 @@ fn causal() -> [Config; 4] {
     [gla(), retnet(), light_net(), light_net_with_positions()]
 }
 
-fn draft<T: Element>(config: &Config) -> Draft {
+pub fn draft<T: Element>(config: &Config) -> Draft {
     let Config { vocabulary, width, layers, inner, .. } = *config;
     let (keys, values) = (config.keys(), config.values());
     let mut shapes = vec![

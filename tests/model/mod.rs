@@ -1,20 +1,20 @@
 //! The model against its oracle, and against files that are not what they should be.
 
 mod assets;
-mod bert;
+pub mod bert;
 mod device;
 mod files;
 mod golden;
-mod hydra;
-mod jrt;
+pub mod hydra;
+pub mod jrt;
 mod jrt_windows;
-mod linear_block;
+pub mod linear_block;
 mod llama;
-mod llama_case;
-mod mamba2;
+pub mod llama_case;
+pub mod mamba2;
 mod minilm;
 mod modes;
 mod packed;
 mod shards;
-mod support;
+pub mod support;
 mod tpe;

@@ -255,7 +255,7 @@ impl<'a> Calls<'a> {
                     // Steps that keep the first aligned as the second is, so that nothing but the overlap is wrong.
                     let step = 16_u64.min(other.bytes());
                     let steps = other.bytes().div_ceil(step) as usize;
-                    let from = usize::from(self.in_place.iter().any(|pair| *pair == (name, other.name)));
+                    let from = usize::from(self.in_place.contains(&(name, other.name)));
                     if from == steps {
                         continue;
                     }

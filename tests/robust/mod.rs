@@ -3,8 +3,10 @@
 mod attention;
 mod call;
 mod decode;
+mod failures;
 mod linear;
 mod nn;
 mod norms;
+mod plans;
 mod ring;
 mod scan;

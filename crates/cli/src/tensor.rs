@@ -4,7 +4,7 @@ use crate::{CliError, Result};
 use half::{bf16, f16};
 use lookback_device::{DType, Element};
 use lookback_reference::e4m3;
-use safetensors::{Dtype, SafeTensors, View};
+use safetensors::{Dtype, SafeTensorError, SafeTensors, View};
 use std::{borrow::Cow, collections::BTreeMap, path::Path};
 
 /// Element type of a tensor in a file.
@@ -173,10 +173,15 @@ pub type Tensors = BTreeMap<String, Tensor>;
 
 /// Reads every tensor of a safetensors file.
 pub fn read(path: &Path) -> Result<Tensors> {
-    let name = path.display();
+    let name = path.display().to_string();
     let bytes = std::fs::read(path).map_err(|e| CliError::input(&name, e))?;
+    parse(&name, &bytes)
+}
+
+/// Every tensor of the bytes of a safetensors file; `name` stands for it in messages.
+pub fn parse(name: &str, bytes: &[u8]) -> Result<Tensors> {
     let file =
-        SafeTensors::deserialize(&bytes).map_err(|e| CliError::input(&name, format!("not a safetensors file: {e}")))?;
+        SafeTensors::deserialize(bytes).map_err(|e| CliError::input(name, format!("not a safetensors file: {e}")))?;
     let mut tensors = Tensors::new();
     for (key, view) in file.iter() {
         let Some(kind) = Kind::of(view.dtype()) else {
@@ -191,6 +196,11 @@ pub fn read(path: &Path) -> Result<Tensors> {
 /// Writes a safetensors file.
 pub fn write(path: &Path, tensors: &Tensors) -> Result<()> {
     let name = path.display();
-    let bytes = safetensors::serialize(tensors, None).map_err(|e| CliError::Failed(format!("{name}: {e}")))?;
+    let bytes = serialize(tensors).map_err(|e| CliError::Failed(format!("{name}: {e}")))?;
     std::fs::write(path, bytes).map_err(|e| CliError::input(name, e))
+}
+
+/// The bytes of a safetensors file.
+pub fn serialize(tensors: &Tensors) -> std::result::Result<Vec<u8>, SafeTensorError> {
+    safetensors::serialize(tensors, None)
 }

@@ -90,6 +90,8 @@ fn refused(kernel: &'static Kernel, error: DriverError) -> Error {
     if code == sys::CUresult::CUDA_SUCCESS {
         // SAFETY: the call above created this module and nothing else has its handle.
         let _ = unsafe { sys::cuModuleUnload(module) };
+        // Then it was not the text.
+        return driver(error, kernel.entry);
     }
     let end = log.iter().position(|b| *b == 0).unwrap_or(log.len());
     Error::Ptx { kernel: kernel.entry, code: error.0, log: String::from_utf8_lossy(&log[..end]).into_owned() }

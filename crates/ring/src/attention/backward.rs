@@ -116,6 +116,7 @@ impl BackwardPlan {
     ) -> Result<Self> {
         let Shape { heads, key_heads, .. } = *shape;
         visible.check(layout.tokens)?;
+        shape.check(OP, layout.tokens)?;
         let job = Job { layout: *layout, heads, key_heads, needs: Needs::new(layout, visible) };
         let schedule = schedule(options.attention.kind, Pass::Backward, &job, rank)?;
         let mut compiler = Compiler::new(*shape, options.attention, Pass::Backward, &job, visible, rank, device);

@@ -70,7 +70,7 @@ impl Plan {
     ///
     /// # Errors
     /// Those of [`schedule`], of [`lookback_attention::Plan::new`], and [`Error::Shape`] ← documents that do not end with the sequence, or
-    /// query heads of a rank that do not share its key heads evenly.
+    /// query heads of a rank that do not share its key heads evenly; [`Error::Range`] ← an extent too large.
     pub fn new(
         shape: &Shape,
         options: &Options,
@@ -81,6 +81,7 @@ impl Plan {
     ) -> Result<Self> {
         let Shape { heads, key_heads, .. } = *shape;
         visible.check(layout.tokens)?;
+        shape.check(OP, layout.tokens)?;
         let job = Job { layout: *layout, heads, key_heads, needs: Needs::new(layout, visible) };
         let schedule = schedule(options.kind, Pass::Forward, &job, rank)?;
         let mut compiler = Compiler::new(*shape, *options, Pass::Forward, &job, visible, rank, device);

@@ -18,7 +18,18 @@ pub use forward::{Inputs, Outputs, Plan, Raw};
 pub use program::{Part, Workspace};
 
 use crate::{Error, Result, schedule::Kind};
-use lookback_device::{DType, strided::Placed};
+use lookback_attention::MAX_DIM;
+use lookback_device::{
+    DType,
+    strided::{self, Placed},
+};
+
+/// Rows of equal length, each of which is sent by itself.
+const MAX_BATCH: usize = 65_535;
+/// Heads of a grid.
+const MAX_HEADS: usize = 65_535;
+/// Elements of a tensor: their bytes are counted in 64 bits with much to spare.
+const MAX_ELEMENTS: usize = 1 << 48;
 
 /// Sizes of every rank's tensors; their tokens are the [`Layout`](crate::partition::Layout)'s.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +44,23 @@ pub struct Shape {
     pub head_dim: usize,
     /// Entries of a value, `Dv`, likewise.
     pub value_dim: usize,
+}
+
+impl Shape {
+    /// Extents whose products can be counted, before any is taken.
+    fn check(&self, op: &'static str, tokens: usize) -> Result<()> {
+        let Self { batch, heads, key_heads, head_dim, value_dim } = *self;
+        strided::range(op, "batch", batch, 0, MAX_BATCH)?;
+        for (arg, heads) in [("heads", heads), ("key_heads", key_heads)] {
+            // Without any, schedules have nothing to deal out.
+            strided::range(op, arg, heads, 1, MAX_HEADS)?;
+        }
+        for (arg, dim) in [("head_dim", head_dim), ("value_dim", value_dim)] {
+            strided::range(op, arg, dim, 1, MAX_DIM)?;
+        }
+        let row = heads.max(key_heads).saturating_mul(head_dim.max(value_dim)).saturating_mul(batch);
+        strided::range(op, "tokens", row.saturating_mul(tokens), 0, MAX_ELEMENTS)
+    }
 }
 
 /// Element type and switches.

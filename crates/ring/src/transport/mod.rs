@@ -25,6 +25,12 @@ use crate::{Error, Result, schedule::Parcel};
 use cudarc::driver::{CudaStream, sys::CUdeviceptr};
 use std::sync::Arc;
 
+/// How many bytes follow a header of the wire, if it is one. For who feeds the reader of headers.
+#[doc(hidden)]
+pub fn header_length(header: &[u8; 48]) -> Option<u64> {
+    frame::Frame::parse(header).map(|(_, length)| length)
+}
+
 /// What a message is, so that both ends can see that they mean the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Label {
