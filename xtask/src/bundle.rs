@@ -1,4 +1,5 @@
-//! A folder that runs on another x86-64 Linux host without Rust: tests, benches, the command line, assets and `run.sh`.
+//! A folder that runs on another x86-64 Linux host without Rust: the command line, tests, benches, the conformance recorder, what runs
+//! beside other libraries, assets and `run.sh`.
 
 use crate::{command, command::cargo, root};
 use serde_json::Value;
@@ -17,9 +18,16 @@ pub fn run(dir: &Path) -> Result<(), String> {
     for sub in ["tests", "benches", "assets"] {
         fs::create_dir_all(dir.join(sub)).map_err(io)?;
     }
-    command::show("build", &mut cargo(&["build", "--release", "--package", "lookback-cli"]))?;
+    let commit = command::capture("git", Command::new("git").args(["rev-parse", "--short", "HEAD"]));
+    let commit = commit.map_or("unknown".into(), |text| text.trim().to_string());
+    let packages = ["--package", "lookback-cli", "--package", "lookback-conformance"];
+    let mut build = cargo(&["build", "--release"]);
+    build.args(packages).args(["--features", "lookback-cli/nccl"]).env("LOOKBACK_COMMIT", commit);
+    command::show("build", &mut build)?;
     let release = root().join("target/release");
-    copy(&release.join("lookback"), &dir.join("lookback"))?;
+    for program in ["lookback", "lookback-conformance"] {
+        copy(&release.join(program), &dir.join(program))?;
+    }
     copy(&release.join("deps/liblookback_emulator.so"), &dir.join("liblookback_emulator.so"))?;
     let kinds = [("tests", vec!["test", "--release"]), ("benches", vec!["bench", "--package", "lookback-suite"])];
     for (sub, mut args) in kinds {
@@ -31,6 +39,7 @@ pub fn run(dir: &Path) -> Result<(), String> {
     for asset in fs::read_dir(root().join("assets")).map_err(io)?.filter_map(Result::ok) {
         fs::copy(asset.path(), dir.join("assets").join(asset.file_name())).map_err(io)?;
     }
+    copy_python(&root().join("benches/peers"), &dir.join("peers")).map_err(io)?;
     let script = dir.join("run.sh");
     fs::write(&script, RUN_SH).map_err(io)?;
     command::capture("chmod", Command::new("chmod").arg("+x").arg(fs::canonicalize(&script).map_err(io)?))?;
@@ -63,6 +72,20 @@ fn copy(from: &Path, to: &Path) -> Result<(), String> {
         Command::new("strip").arg("--strip-unneeded").arg(fs::canonicalize(to).map_err(|e| e.to_string())?),
     )
     .map(drop)
+}
+
+/// Programs and texts of a folder; what Python compiled stays at home.
+fn copy_python(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)?.filter_map(Result::ok) {
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        if path.is_dir() && entry.file_name() != "__pycache__" {
+            copy_python(&path, &target)?;
+        } else if path.extension().is_some_and(|e| e == "py" || e == "md" || e == "txt") {
+            fs::copy(&path, &target)?;
+        }
+    }
+    Ok(())
 }
 
 fn size(dir: &Path) -> u64 {

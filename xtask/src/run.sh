@@ -32,8 +32,10 @@ check() {
 
 # What the instructions give here, and whether the emulator gives the same.
 conformance() {
-    step conformance-record 600 ./lookback-conformance record --out "$out/conformance.json"
-    step conformance-replay 600 ./lookback-conformance replay "$out/conformance.json"
+    raw=$(mktemp -d)
+    step conformance-record 600 ./lookback-conformance record --out "$out/conformance.json" --raw "$raw"
+    step conformance-replay 600 ./lookback-conformance replay "$out/conformance.json" --raw "$raw"
+    rm -rf "$raw"
 }
 
 tests() {
@@ -57,8 +59,11 @@ bench() {
 
 # Beside other libraries' kernels; those that are not installed are lines of the table.
 peers() {
-    python3 -c 'import torch' 2>/dev/null || { say "skipped peers: there is no torch"; return; }
-    step peers 600 env PYTHONPATH="$here" python3 -m peers --launches launches --out "$out/peers.json"
+    python3 -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || { say "skipped peers: no torch with a GPU"; return; }
+    for family in scan linear decode attention nn; do
+        step "peers-$family" 600 env PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" python3 -m peers \
+            --lookback ./lookback --launches "$out/launches" --out "$out/peers-$family" --filter "$family" --seconds 540
+    done
 }
 
 for part in "$@"; do
