@@ -89,6 +89,17 @@ pub enum AsyncCopies {
     Eager,
 }
 
+/// What orders the lanes of one warp.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LaneOrder {
+    /// Program order: lanes are taken to run together, as mostly they do.
+    #[default]
+    Converged,
+    /// `bar.warp.sync` and barriers alone, as the memory model has it: memory by which lanes hand something to each other,
+    /// with neither between, is reported.
+    Synchronised,
+}
+
 /// How to run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -101,6 +112,8 @@ pub struct Options {
     pub residency: Option<u32>,
     /// When diverged lanes meet again.
     pub convergence: Convergence,
+    /// What orders the lanes of one warp.
+    pub lane_order: LaneOrder,
     /// Arithmetic of `mma.sync`.
     pub mma: MmaArithmetic,
     /// When asynchronous copies take effect.
@@ -122,6 +135,7 @@ impl Default for Options {
             order: CtaOrder::default(),
             residency: None,
             convergence: Convergence::default(),
+            lane_order: LaneOrder::default(),
             mma: MmaArithmetic::default(),
             async_copies: AsyncCopies::default(),
             counting: Counting::default(),

@@ -174,7 +174,7 @@ impl Cta {
             .strong(request.line, strong)
             .lane_order(lints.lane_order)
             .for_all_lanes(request.kind == Kind::LoadMatrix);
-        for run in runs.merge_equal(!request.kind.writes() && warp.is_uniform()) {
+        for run in runs.merge_equal(!request.kind.writes() && warp.is_uniform() && !lints.lane_order) {
             let run = Run { start: run.start.wrapping_sub(self.shared_base.into()), ..run };
             let mut found = if request.kind.reads() { self.shadow.read(&mut access, run) } else { Ok(()) };
             if request.kind.writes() && found.is_ok() {
@@ -309,6 +309,10 @@ impl Cta {
             }
             Finding::LaneOrder(mark) => {
                 before = Some(self.party(mark, "wrote"));
+                (ViolationKind::LaneOrder, "put bar.warp.sync between")
+            }
+            Finding::LaneOrderAfterRead(mark) => {
+                before = Some(self.party(mark, "read"));
                 (ViolationKind::LaneOrder, "put bar.warp.sync between")
             }
         };

@@ -198,7 +198,7 @@ impl Sanitizer {
         let agent = cta.wrapping_mul(warps).wrapping_add(index).wrapping_add(1);
         let mark = Mark::new(agent, warp.clock, request.line, request.bytes.trailing_zeros(), strength);
         let mut access = Access::new(warp, [cta, warps], request.bytes, mark).lane_order(self.lints.lane_order);
-        let mut runs = runs.merge_equal(!writes && warp.is_uniform());
+        let mut runs = runs.merge_equal(!writes && warp.is_uniform() && !self.lints.lane_order);
         loop {
             if runs.are_apart() && access.is_plain() {
                 runs.keep(self.shadow.access_lanes(&mut access, writes, runs.mask(), addresses));
@@ -391,6 +391,9 @@ impl Sanitizer {
                 "memory read through the non-coherent path must stay unchanged while the grid runs",
             ),
             Finding::LaneOrder(mark) => (ViolationKind::LaneOrder, party(mark, "wrote"), "put bar.warp.sync between"),
+            Finding::LaneOrderAfterRead(mark) => {
+                (ViolationKind::LaneOrder, party(mark, "read"), "put bar.warp.sync between")
+            }
         };
         let now = now(request, lane);
         Box::new(Violation { kind, place: self.place(pointer), now, before, advice })

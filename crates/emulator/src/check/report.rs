@@ -16,7 +16,8 @@ pub enum ViolationKind {
     AsyncInFlight,
     /// `ld.global.nc` of memory that the same grid writes.
     NonCoherentRead,
-    /// One lane read what another lane of its warp wrote, with no `bar.warp.sync` between. Only with the lint on.
+    /// One lane read or wrote what another lane of its warp wrote, or wrote what another read, with no `bar.warp.sync`
+    /// between. Only with the lint on.
     LaneOrder,
 }
 

@@ -6,6 +6,7 @@
 //! | `ORDER` | `inorder`, `reversed`, `random:<seed>` |
 //! | `RESIDENCY` | CTAs resident at once, or `auto` |
 //! | `CONVERGENCE` | `natural`, `random:<seed>` |
+//! | `LANES` | `converged`, `synchronised`: what orders the lanes of a warp |
 //! | `MMA` | `fma`, `hopper` |
 //! | `ASYNC` | `late`, `eager` |
 //! | `COUNTING` | `basic`, `full` (distinct bytes too) |
@@ -19,18 +20,19 @@ use super::args::Text;
 use super::failure;
 use super::report;
 use crate::counters::Counting;
-use crate::launch::{AsyncCopies, Checks, Convergence, CtaOrder, MmaArithmetic, Options};
+use crate::launch::{AsyncCopies, Checks, Convergence, CtaOrder, LaneOrder, MmaArithmetic, Options};
 use std::cell::RefCell;
 use std::sync::OnceLock;
 
 /// Device memory unless told otherwise. Far less than an H200 has, since the host pays for it.
 const DEFAULT_MEMORY_MIB: u64 = 4096;
 
-const KEYS: [&str; 12] = [
+const KEYS: [&str; 13] = [
     "CHECKS",
     "ORDER",
     "RESIDENCY",
     "CONVERGENCE",
+    "LANES",
     "MMA",
     "ASYNC",
     "COUNTING",
@@ -93,6 +95,13 @@ impl Settings {
                     ("natural", _) => Convergence::Natural,
                     (_, Some(seed)) => Convergence::Random(seed),
                     _ => return Err(wrong("natural or random:<seed>")),
+                }
+            }
+            "LANES" => {
+                self.launch.lane_order = match value {
+                    "converged" => LaneOrder::Converged,
+                    "synchronised" => LaneOrder::Synchronised,
+                    _ => return Err(wrong("converged or synchronised")),
                 }
             }
             "MMA" => {
@@ -251,6 +260,7 @@ mod tests {
             ("ORDER", "random:7"),
             ("RESIDENCY", "3"),
             ("CONVERGENCE", "random:9"),
+            ("LANES", "synchronised"),
             ("MMA", "hopper"),
             ("ASYNC", "eager"),
             ("COUNTING", "full"),

@@ -11,7 +11,9 @@ use crate::exec::address::SHARED_BASE;
 use crate::exec::machine::{Machine, Tally};
 use crate::exec::tensor;
 use crate::exec::warp::{self, POISON, Row};
-use crate::launch::{Checks, Fault, FaultKind, LaunchConfig, MAX_BLOCK_SHARED, MAX_BLOCK_THREADS, Options, WARP};
+use crate::launch::{
+    Checks, Fault, FaultKind, LaneOrder, LaunchConfig, MAX_BLOCK_SHARED, MAX_BLOCK_THREADS, Options, WARP,
+};
 use crate::memory::DeviceMemory;
 use crate::ptx::ast::SpecialRegister;
 
@@ -85,7 +87,8 @@ pub(super) fn machine<'l>(
     let checked = options.checks == Checks::On;
     let sanitizer = checked.then(|| {
         let shape = Shape { ctas: grid as u32, threads, shared_bytes, shared_base: SHARED_BASE };
-        Sanitizer::new(shape, &view, Lints::default())
+        let lane_order = options.lane_order == LaneOrder::Synchronised;
+        Sanitizer::new(shape, &view, Lints { lane_order, ..Lints::default() })
     });
     if !checked {
         view.assume_initialised();

@@ -58,6 +58,8 @@ pub(super) enum Finding {
     WritesNonCoherent(Mark),
     /// Another lane of the warp wrote it and the lanes have not met since.
     LaneOrder(Mark),
+    /// Another lane of the warp read it and the lanes have not met since.
+    LaneOrderAfterRead(Mark),
 }
 
 /// A finding, the pointer of its word, and the lane that came upon it.
@@ -126,13 +128,17 @@ impl<'a> Access<'a> {
                 return Err(Finding::AfterWrite(write));
             }
         }
-        if self.lane_order && word.write.agent == now.agent {
-            let stale = word.write.clock <= self.warp.ordered || word.write.lanes() == lanes;
-            if !stale && word.write.bytes() & now.bytes() != 0 {
-                return Err(Finding::LaneOrder(word.write));
-            }
-        }
-        Ok(())
+        if self.only_converged(word.write, now) { Err(Finding::LaneOrder(word.write)) } else { Ok(()) }
+    }
+
+    /// With the lint on: the access of `before` was by another lane of this warp, and the lanes have not met since.
+    fn only_converged(&self, before: Mark, now: Mark) -> bool {
+        self.lane_order
+            && before.agent == now.agent
+            && before.bytes() & now.bytes() != 0
+            && !before.is_strong_with(now, true)
+            && before.lanes() != now.lanes()
+            && before.clock > self.warp.ordered
     }
 
     fn write(&self, word: &Word, now: Mark) -> Result<(), Finding> {
@@ -142,7 +148,14 @@ impl<'a> Access<'a> {
                 return Err(Finding::AfterWrite(write));
             }
         }
+        // Lanes of one instruction that write different values are found without it.
+        if self.only_converged(word.write, now) && word.write.line() != now.line() {
+            return Err(Finding::LaneOrder(word.write));
+        }
         for read in [word.first, word.latest] {
+            if self.only_converged(read, now) {
+                return Err(Finding::LaneOrderAfterRead(read));
+            }
             if read.is_non_coherent() && !read.is_none() && read.bytes() & now.bytes() != 0 {
                 return Err(Finding::WritesNonCoherent(read));
             }
@@ -158,7 +171,14 @@ impl<'a> Access<'a> {
     fn record_read(&self, word: &mut Word, now: Mark) {
         let joined = |old: Mark| if old.clock == now.clock { now.and_bytes(old.bytes()) } else { now };
         if word.first.is_none() || (word.first.agent == now.agent && !word.first.is_non_coherent()) {
-            word.first = if word.first.is_none() { now } else { joined(word.first) };
+            // Two lanes of a warp are enough for the lint: a third that writes is not one of them.
+            let is_second = self.lane_order && word.first.clock == now.clock && word.first.lanes() != now.lanes();
+            let is_old = word.latest.is_none() || (word.latest.agent == now.agent && word.latest.clock != now.clock);
+            if is_second && is_old {
+                word.latest = now;
+            } else if !is_second {
+                word.first = if word.first.is_none() { now } else { joined(word.first) };
+            }
             return;
         }
         if word.latest.agent == now.agent {

@@ -16,6 +16,8 @@ pub(in crate::check) enum Finding {
     InFlight,
     /// Another lane of the warp wrote it and the lanes have not met since.
     LaneOrder(Mark),
+    /// Another lane of the warp read it and the lanes have not met since.
+    LaneOrderAfterRead(Mark),
 }
 
 /// A finding, the byte offset of its word, and the lane that came upon it.
@@ -146,13 +148,31 @@ impl<'a> Access<'a> {
         Err(Finding::AfterRead(mark))
     }
 
-    /// With the lint on: was the word written by another lane of this warp since the lanes last met?
+    /// With the lint on: was the word that is read written by another lane of this warp since the lanes last met?
     pub(super) fn check_lanes(&self, mark: Mark, lane: u32, bytes: u64) -> Result<(), Finding> {
         let same = mark.lane() == lane && self.others == 0;
-        let foreign = mark.agent() != self.index || same || mark.bytes() & bytes == 0;
-        if !self.lane_order || foreign || mark.clock() <= self.warp.ordered {
-            return Ok(());
-        }
-        Err(Finding::LaneOrder(mark))
+        if same || self.lanes_have_met(mark, bytes) { Ok(()) } else { Err(Finding::LaneOrder(mark)) }
+    }
+
+    /// With the lint on: was the word that is written written by another lane of this warp since the lanes last met? Lanes
+    /// of one instruction that write different values are found without it.
+    pub(super) fn check_lanes_after_write(&self, mark: Mark, lane: u32, bytes: u64) -> Result<(), Finding> {
+        let same = mark.lane() == lane || mark.line() == self.mark.line();
+        if same || self.lanes_have_met(mark, bytes) { Ok(()) } else { Err(Finding::LaneOrder(mark)) }
+    }
+
+    /// With the lint on: was the word that is written read by another lane of this warp since the lanes last met?
+    pub(super) fn check_lanes_after_read(&self, mark: Mark, lane: u32, bytes: u64) -> Result<(), Finding> {
+        let same = mark.lane() == lane && !mark.is_by_several();
+        if same || self.lanes_have_met(mark, bytes) { Ok(()) } else { Err(Finding::LaneOrderAfterRead(mark)) }
+    }
+
+    /// Not an access that only convergence orders, or nobody asks.
+    fn lanes_have_met(&self, mark: Mark, bytes: u64) -> bool {
+        !self.lane_order
+            || mark.agent() != self.index
+            || mark.bytes() & bytes == 0
+            || (mark.is_strong() && self.strong)
+            || mark.clock() <= self.warp.ordered
     }
 }

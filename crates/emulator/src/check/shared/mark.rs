@@ -20,6 +20,9 @@ const LINE_LAST: u32 = (1 << 17) - 1;
 const AGENT_SHIFT: u32 = 32;
 const CLOCK_SHIFT: u32 = 39;
 
+/// In the claim's place, for the read of a word: more than one lane of the warp has read it at that tick.
+const SEVERAL: u64 = CLAIM;
+
 /// In place of a granule's initialised bytes, which are all or none: its words are kept apart.
 const SPLIT: u64 = 1 << INIT_SHIFT;
 
@@ -91,6 +94,15 @@ impl Mark {
 
     pub(super) fn with_claim(self) -> Self {
         Self(self.0 | CLAIM)
+    }
+
+    /// Of a read: by more than one lane.
+    pub(super) fn by_several(self) -> Self {
+        Self(self.0 | SEVERAL)
+    }
+
+    pub(super) fn is_by_several(self) -> bool {
+        self.0 & SEVERAL != 0
     }
 
     /// All bytes initialised and no copy in flight.

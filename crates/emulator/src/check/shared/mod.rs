@@ -195,7 +195,9 @@ impl SharedShadow {
             let own = place + WORDS * (1 + access.index) + word;
             let before = self.words[own];
             let same = before.epoch() == access.mark.epoch() && before.is_strong() == access.strong;
-            self.words[own] = access.mark.word(lane, bytes | if same { before.bytes() } else { 0 });
+            let mark = access.mark.word(lane, bytes | if same { before.bytes() } else { 0 });
+            let several = same && (before.lane() != lane || before.is_by_several());
+            self.words[own] = if several { mark.by_several() } else { mark };
         }
         Ok(())
     }
@@ -207,6 +209,9 @@ impl SharedShadow {
             for write in [self.words[place + word], self.words[self.covered(place) + word]] {
                 access.check_write(write, lane, bytes).map_err(found)?;
             }
+            access.check_lanes_after_write(self.words[place + word], lane, bytes).map_err(found)?;
+            let own = self.words[place + WORDS * (1 + access.index) + word];
+            access.check_lanes_after_read(own, lane, bytes).map_err(found)?;
             if self.read_in[piece.granule] >= access.generation {
                 for reader in 0..self.warps {
                     let mark = self.words[place + WORDS * (1 + reader) + word];

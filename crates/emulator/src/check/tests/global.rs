@@ -167,3 +167,44 @@ fn the_last_block_may_sum_what_the_others_left() {
         }
     }
 }
+
+/// Each lane its word first; then all lanes but the last, each the word of the lane after it.
+#[test]
+fn lanes_that_rely_on_convergence_are_a_lint() {
+    for (first, second) in [(Kind::Store, Kind::Load), (Kind::Load, Kind::Store), (Kind::Store, Kind::Store)] {
+        for strict in [false, true] {
+            let mut scene = Scene::with_lints(1, 1, Lints { lane_order: strict, ..Lints::default() });
+            let at = scene.data;
+            scene.global(agent(0, 0), ALL, first, at, 4, 11).unwrap();
+            scene.global(agent(0, 0), ALL, second, at, 4, 12).unwrap();
+            scene.sanitizer.warp_sync(agent(0, 0), ALL);
+            scene.global(agent(0, 0), ALL, first, at, 4, 13).unwrap();
+            let shifted = scene.global(agent(0, 0), ALL >> 1, second, at + 4, 4, 14);
+            if strict {
+                let report = expect(shifted, ViolationKind::LaneOrder);
+                assert!(report.contains("line 13"), "{report}");
+            } else {
+                shifted.unwrap();
+            }
+        }
+    }
+}
+
+/// All lanes read one word, then one of them writes it: whichever it is.
+#[test]
+fn a_lane_that_overwrites_what_all_have_read_is_a_lint() {
+    for lane in [0, 5, 31] {
+        let mut scene = Scene::with_lints(1, 1, Lints { lane_order: true, ..Lints::default() });
+        let load = Request::weak(agent(0, 0), ALL, 4, Kind::Load, 11);
+        let store = Request::weak(agent(0, 0), 1 << lane, 4, Kind::Store, 12);
+        let addresses = [scene.data + 8; 32];
+        for _ in 0..3 {
+            scene.sanitizer.global_access(&load, &addresses, &[]).unwrap();
+            scene.sanitizer.warp_sync(agent(0, 0), ALL);
+        }
+        scene.sanitizer.global_access(&load, &addresses, &[]).unwrap();
+        expect(scene.sanitizer.global_access(&store, &addresses, &[]), ViolationKind::LaneOrder);
+        scene.sanitizer.warp_sync(agent(0, 0), ALL);
+        scene.sanitizer.global_access(&store, &addresses, &[]).unwrap();
+    }
+}

@@ -153,3 +153,49 @@ fn lanes_that_rely_on_convergence_are_a_lint() {
         scene.shared(agent(0, 0), ALL >> 1, Kind::Load, 4, 4, 12).unwrap();
     }
 }
+
+/// Each lane its word first; then all lanes but the first, each the word of the lane before it.
+#[test]
+fn lanes_that_overwrite_each_other_are_a_lint() {
+    let kinds = [(Kind::Store, Kind::Load), (Kind::Load, Kind::Store), (Kind::Store, Kind::Store)];
+    for (first, second) in kinds {
+        for strict in [false, true] {
+            let mut scene = Scene::with_lints(1, 1, Lints { lane_order: strict, ..Lints::default() });
+            scene.store_shared(agent(0, 0), 0, 10).unwrap();
+            scene.sanitizer.warp_sync(agent(0, 0), ALL);
+            scene.shared(agent(0, 0), ALL, first, 0, 4, 11).unwrap();
+            scene.shared(agent(0, 0), ALL, second, 0, 4, 12).unwrap();
+            scene.sanitizer.warp_sync(agent(0, 0), ALL);
+            scene.shared(agent(0, 0), ALL, first, 0, 4, 13).unwrap();
+            let shifted = scene.shared(agent(0, 0), ALL >> 1, second, 4, 4, 14);
+            if strict {
+                let report = expect(shifted, ViolationKind::LaneOrder);
+                assert!(report.contains("line 13"), "{report}");
+            } else {
+                shifted.unwrap();
+            }
+        }
+    }
+}
+
+/// All lanes read one word, then one of them writes it: whichever it is.
+#[test]
+fn a_lane_that_overwrites_what_all_have_read_is_a_lint() {
+    for lane in [0, 5, 31] {
+        let lints = Lints { lane_order: true, ..Lints::default() };
+        let mut scene = Scene::with_lints(1, 1, lints);
+        scene.store_shared(agent(0, 0), 0, 10).unwrap();
+        scene.sanitizer.warp_sync(agent(0, 0), ALL);
+        let load = Request::weak(agent(0, 0), ALL, 4, Kind::Load, 11);
+        let store = Request::weak(agent(0, 0), 1 << lane, 4, Kind::Store, 12);
+        let addresses = [SHARED + 8; 32];
+        for _ in 0..3 {
+            scene.sanitizer.shared_access(&load, &addresses, &[]).unwrap();
+            scene.sanitizer.warp_sync(agent(0, 0), ALL);
+        }
+        scene.sanitizer.shared_access(&load, &addresses, &[]).unwrap();
+        expect(scene.sanitizer.shared_access(&store, &addresses, &[]), ViolationKind::LaneOrder);
+        scene.sanitizer.warp_sync(agent(0, 0), ALL);
+        scene.sanitizer.shared_access(&store, &addresses, &[]).unwrap();
+    }
+}
