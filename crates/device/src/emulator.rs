@@ -73,6 +73,30 @@ fn call(symbol: &[u8]) {
     }
 }
 
+/// From now on keeps the calling thread's launches with the memory that they find, or no longer; forgets those kept so far.
+pub fn keep_launches(on: bool) {
+    type Keep = unsafe extern "C" fn(i32);
+    let Some(library) = LIBRARY.get() else { return };
+    // SAFETY: the emulator exports this symbol with this signature.
+    if let Ok(keep) = unsafe { library.get::<Keep>(b"lookback_emulator_keep_launches\0") } {
+        // SAFETY: as above; it touches only the emulator's own state.
+        unsafe { keep(on.into()) }
+    }
+}
+
+/// The launches since [`keep_launches`], for `lookback_emulator::snapshot::snapshots` to read.
+pub fn kept_launches() -> Option<Vec<u8>> {
+    type Kept = unsafe extern "C" fn(*mut u8, usize) -> usize;
+    let library = LIBRARY.get()?;
+    // SAFETY: the emulator exports this symbol with this signature.
+    let kept = unsafe { library.get::<Kept>(b"lookback_emulator_kept_launches\0") }.ok()?;
+    // SAFETY: a null buffer of length 0 asks for the length alone.
+    let mut bytes = vec![0; unsafe { kept(std::ptr::null_mut(), 0) }];
+    // SAFETY: the buffer has the stated length.
+    unsafe { kept(bytes.as_mut_ptr(), bytes.len()) };
+    Some(bytes)
+}
+
 fn text(symbol: &[u8]) -> Option<String> {
     type Text = unsafe extern "C" fn(*mut c_char, usize) -> usize;
     let library = LIBRARY.get()?;

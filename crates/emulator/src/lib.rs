@@ -13,6 +13,7 @@
 //! | [`memory`] | device allocations, with their number in the pointer |
 //! | [`check`] | races, uninitialised memory, copies in flight |
 //! | [`counters`] | what a launch did, for budgets |
+//! | [`snapshot`] | launches kept with the memory that they found |
 //! | [`numerics`] | arithmetic as PTX defines it: pure functions |
 //! | [`driver`] | the `cu*` functions |
 
@@ -26,3 +27,4 @@ pub mod memory;
 pub mod numerics;
 pub mod ptx;
 mod sched;
+pub mod snapshot;

@@ -9,7 +9,7 @@ use super::function::{self, Function};
 use super::handles::Handle;
 use super::operation::Operation;
 use super::stream;
-use super::{counting, memory, options, report};
+use super::{counting, keep, memory, options, report};
 use crate::launch::{self, FaultKind, LaunchConfig, MAX_BLOCK_SHARED, MAX_BLOCK_THREADS};
 use std::sync::Arc;
 
@@ -106,6 +106,7 @@ impl KernelLaunch {
     pub(super) fn run(&self, context: &Context) -> Outcome {
         let options = options::current().launch;
         let program = &self.function.program;
+        keep::keep(self.function.name(), &self.config, &self.parameters);
         match launch::launch(program, memory::device(), &self.config, &self.parameters, &options) {
             Ok(counters) => {
                 counting::add(self.function.name(), &counters);

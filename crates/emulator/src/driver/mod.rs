@@ -12,7 +12,8 @@
 //! * What is not emulated answers `CUDA_ERROR_NOT_SUPPORTED` and says its name.
 //! * The emulator's own symbols, for `dlsym`: `lookback_emulator_set_options`, `lookback_emulator_last_fault`,
 //!   `lookback_emulator_clear_fault`, `lookback_emulator_counters`, `lookback_emulator_reset_counters`,
-//!   `lookback_emulator_recording`, `lookback_emulator_reset_recording`.
+//!   `lookback_emulator_recording`, `lookback_emulator_reset_recording`, `lookback_emulator_keep_launches`,
+//!   `lookback_emulator_kept_launches`.
 
 mod api;
 mod args;
@@ -30,6 +31,7 @@ mod graph;
 mod handles;
 mod host;
 mod jit;
+mod keep;
 mod launch;
 mod memory;
 mod module;

@@ -77,6 +77,30 @@ impl InitMap {
         None
     }
 
+    /// What has been written, as offsets and lengths in ascending order.
+    pub fn runs(&self) -> Vec<(u64, u64)> {
+        if self.is_complete() {
+            return if self.bytes == 0 { Vec::new() } else { vec![(0, self.bytes)] };
+        }
+        let mut runs: Vec<(u64, u64)> = Vec::new();
+        for (index, (word, mask)) in self.words(0, self.bytes).enumerate() {
+            let mut left = word.load(Ordering::Relaxed) & mask;
+            let mut at = index as u64 * 64;
+            while left != 0 {
+                at += u64::from(left.trailing_zeros());
+                left >>= left.trailing_zeros();
+                let length = left.trailing_ones();
+                match runs.last_mut() {
+                    Some((start, bytes)) if *start + *bytes == at => *bytes += u64::from(length),
+                    _ => runs.push((at, length.into())),
+                }
+                left = left.checked_shr(length).unwrap_or(0);
+                at += u64::from(length);
+            }
+        }
+        runs
+    }
+
     /// Take over the marks of another range; a mark that is already here stays only if the source has it too.
     pub(super) fn copy_from(&self, offset: u64, source: &InitMap, from: u64, bytes: u64) {
         if source.first_missing(from, bytes).is_none() {

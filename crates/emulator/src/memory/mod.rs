@@ -106,18 +106,27 @@ impl DeviceMemory {
     ///
     /// Zero bytes are allowed and give a pointer that nothing may be read from; drivers refuse them before.
     pub fn alloc(&self, bytes: u64) -> Result<u64, MemoryError> {
-        let charge = bytes.checked_next_multiple_of(GRANULE).unwrap_or(u64::MAX);
-        self.add(bytes, charge, || Allocation::new(bytes, charge))
+        self.add(&mut self.write(), bytes)
     }
 
     /// A fresh allocation of zeros that no kernel is going to use: of a long one the host pays only what is touched, so it
     /// does not count against the limit. Nothing in it is initialised.
     pub fn reserve(&self, bytes: u64) -> Result<u64, MemoryError> {
-        self.add(bytes, 0, || Allocation::reserved(bytes))
+        self.add_as(&mut self.write(), bytes, 0, || Allocation::reserved(bytes))
     }
 
-    fn add(&self, bytes: u64, charge: u64, make: impl FnOnce() -> Option<Arc<Allocation>>) -> Result<u64, MemoryError> {
-        let mut table = self.write();
+    fn add(&self, table: &mut Table, bytes: u64) -> Result<u64, MemoryError> {
+        let charge = bytes.checked_next_multiple_of(GRANULE).unwrap_or(u64::MAX);
+        self.add_as(table, bytes, charge, || Allocation::new(bytes, charge))
+    }
+
+    fn add_as(
+        &self,
+        table: &mut Table,
+        bytes: u64,
+        charge: u64,
+        make: impl FnOnce() -> Option<Arc<Allocation>>,
+    ) -> Result<u64, MemoryError> {
         let free = self.limit.saturating_sub(table.used);
         let exhausted = MemoryError::OutOfMemory { requested: bytes, free, total: self.limit };
         if bytes > MAX_ALLOCATION || charge > free || table.next >= MAX_NUMBERS {
@@ -134,6 +143,28 @@ impl DeviceMemory {
         }
         table.page(page).occupy(slot, allocation);
         Ok((number as u64) << OFFSET_BITS)
+    }
+
+    /// An allocation at a pointer that an earlier run has had: for memory that is made anew. Its number must be above all
+    /// that were given out; those between count as freed.
+    ///
+    /// # Errors
+    /// [`MemoryError::OutOfMemory`] as for [`DeviceMemory::alloc`], and for a number that is in use or was.
+    pub fn alloc_at(&self, pointer: u64, bytes: u64) -> Result<(), MemoryError> {
+        let mut table = self.write();
+        let number = (pointer >> OFFSET_BITS) as usize;
+        if number < table.next || number >= MAX_NUMBERS {
+            let free = self.limit.saturating_sub(table.used);
+            return Err(MemoryError::OutOfMemory { requested: bytes, free, total: self.limit });
+        }
+        let (page, _) = Page::position(number);
+        while table.pages.len() <= page {
+            let last = table.pages.len() - 1;
+            table.retire(last);
+            Arc::make_mut(&mut table.pages).push(Page::all_freed());
+        }
+        table.next = number;
+        self.add(&mut table, bytes).map(drop)
     }
 
     /// Give an allocation back. The pointer must be the one that [`DeviceMemory::alloc`] returned.

@@ -1,6 +1,6 @@
 use crate::support::{
-    KERNELS, clear_fault, code, context, counters, kernel, last_fault, own_context, reset_counters, set_option,
-    unset_options,
+    KERNELS, clear_fault, code, context, counters, keep_launches, kept_launches, kernel, last_fault, own_context,
+    reset_counters, set_option, unset_options,
 };
 use cudarc::driver::sys::{self, CUfunction_attribute as Attribute, CUresult};
 use cudarc::driver::{CudaFunction, CudaStream, DevicePtr, LaunchConfig, PushKernelArg};
@@ -278,4 +278,40 @@ fn a_launch_costs_little() {
     }
     println!("launch of an empty kernel: {best:?}");
     assert!(best < Duration::from_micros(50), "{best:?}");
+}
+
+#[test]
+fn a_kept_launch_runs_again_as_it_was() {
+    use lookback_emulator::{decode, launch, ptx, snapshot::snapshots};
+    let context = context();
+    let stream = context.default_stream();
+    let scale = kernel(&context, "scale");
+    // In place: what is kept is what the launch found, not what it left.
+    let device = stream.clone_htod(&[1.0_f32, 2.0, 3.0]).unwrap();
+    let run = || {
+        let mut launch = stream.launch_builder(&scale);
+        launch.arg(&device).arg(&device).arg(&3.0_f32).arg(&3_u32);
+        // SAFETY: the arguments are those of the kernel and the slice has 3 elements.
+        unsafe { launch.launch(shape(1, 32, 0)) }.unwrap();
+    };
+    run();
+    assert!(kept_launches().is_empty(), "nobody has asked yet");
+    keep_launches(true);
+    run();
+    run();
+    let kept = snapshots(&kept_launches()).unwrap();
+    keep_launches(false);
+    assert!(kept_launches().is_empty());
+    assert_eq!(stream.clone_dtoh(&device).unwrap(), [27.0, 54.0, 81.0]);
+    let module = ptx::parse(KERNELS).unwrap();
+    let program = decode::decode(&module, module.entry("scale").unwrap(), &[]).unwrap();
+    assert_eq!(kept.len(), 2);
+    for (launched, wanted) in kept.iter().zip([9.0_f32, 27.0]) {
+        assert_eq!(launched.kernel, "scale");
+        let memory = launched.memory().unwrap();
+        launch::launch(&program, &memory, &launched.config, &launched.parameters, &Default::default()).unwrap();
+        let mut first = [0; 4];
+        memory.copy_to_host(&mut first, device.device_ptr(&stream).0).unwrap();
+        assert_eq!(f32::from_le_bytes(first), wanted);
+    }
 }

@@ -97,6 +97,28 @@ pub fn clear_fault() {
     call(b"lookback_emulator_clear_fault\0");
 }
 
+/// From now on keep this thread's launches, or no longer.
+pub fn keep_launches(on: bool) {
+    // SAFETY: the symbol has this signature.
+    unsafe {
+        library()
+            .get::<unsafe extern "C" fn(i32)>(b"lookback_emulator_keep_launches\0")
+            .expect("the symbol is exported")(on.into());
+    }
+}
+
+/// The launches that were kept.
+pub fn kept_launches() -> Vec<u8> {
+    type Kept = unsafe extern "C" fn(*mut u8, usize) -> usize;
+    // SAFETY: the symbol has this signature, and the buffer has the length that is stated.
+    unsafe {
+        let kept = library().get::<Kept>(b"lookback_emulator_kept_launches\0").expect("the symbol is exported");
+        let mut bytes = vec![0; kept(std::ptr::null_mut(), 0)];
+        assert_eq!(kept(bytes.as_mut_ptr(), bytes.len()), bytes.len());
+        bytes
+    }
+}
+
 /// Set an option of this thread; whether the emulator took it.
 pub fn set_option(key: &str, value: &str) -> bool {
     type Set = unsafe extern "C" fn(*const c_char, *const c_char) -> i32;
