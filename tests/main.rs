@@ -1,6 +1,7 @@
 //! The top-level tests, a module per concern.
 
 mod attention;
+mod barriers;
 #[path = "../build/mod.rs"]
 mod build;
 mod contract;

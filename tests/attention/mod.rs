@@ -1,7 +1,7 @@
 //! The attention family.
 pub mod case;
 
-mod backward_case;
+pub mod backward_case;
 mod backward_counters;
 mod backward_gaps;
 mod backward_laws;
@@ -12,7 +12,7 @@ mod backward_schedule;
 mod bad_input;
 mod determinism;
 mod edges;
-mod forward_case;
+pub mod forward_case;
 mod forward_counters;
 mod forward_mutants;
 mod forward_oracle;
@@ -21,7 +21,7 @@ mod layout;
 mod limits;
 mod masks;
 mod merge;
-mod merge_case;
+pub mod merge_case;
 mod merge_counters;
 mod merge_mutants;
 mod oracle;

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 const WORDS: usize = 128;
 
 /// A schedule of rows with these tiles, cut for exactly `blocks` blocks where there are so many tiles.
-fn cut(counts: &[u64], blocks: u64) -> Schedule {
+pub fn cut(counts: &[u64], blocks: u64) -> Schedule {
     Schedule::from_counts(counts, &Cut { rows: 16, tile: 64, slots: blocks, min_tiles: 1 })
 }
 
@@ -39,13 +39,13 @@ impl State {
     }
 }
 
-struct Data {
+pub struct Data {
     x: Vec<u32>,
     f: Vec<f32>,
 }
 
 impl Data {
-    fn new(tiles: u64, seed: u64) -> Self {
+    pub fn new(tiles: u64, seed: u64) -> Self {
         let mut random = Random::new(seed);
         let words = tiles as usize * WORDS;
         let x = (0..words).map(|_| random.below(u32::MAX as usize) as u32).collect();
@@ -116,14 +116,14 @@ fn fixup_is_exact_in_every_order_of_blocks() {
 
 /// Out, sum, finished and used of a launch.
 #[derive(Debug, Clone, PartialEq)]
-struct Result {
+pub struct Result {
     out: Vec<u32>,
     sum: Vec<u32>,
     finished: Vec<u32>,
     used: Vec<u32>,
 }
 
-fn run(schedule: &Schedule, data: &Data, slots: usize, counters: &CudaSlice<u32>) -> Result {
+pub fn run(schedule: &Schedule, data: &Data, slots: usize, counters: &CudaSlice<u32>) -> Result {
     let rows = schedule.prefix.len() - 1;
     let words = upload(&layout::words(schedule, &vec![Row::default(); rows], &[[0; 4]; 2], slots));
     let mut random = Random::new(rows as u64);

@@ -82,6 +82,8 @@ pub struct Case {
     pub scale: f32,
     /// On the kernel that walks token by token; `kt` is its tile, `bv` has no meaning.
     pub token_by_token: bool,
+    /// A launch walks twice, and the second walk overwrites what the first has written.
+    pub twice: bool,
 }
 
 impl Case {
@@ -118,6 +120,7 @@ impl Case {
             padding: 0,
             scale: (key_dim as f32).sqrt().recip(),
             token_by_token: false,
+            twice: false,
         }
     }
 
@@ -491,13 +494,13 @@ impl Launches {
             match side {
                 None => {
                     let kernel = find("linear_attention_chain", &variant).expect("every variant is built");
-                    launch(&stream, kernel, grid, &[*args, Zeroable::zeroed()])
+                    launch(&stream, kernel, grid, &[*args, if case.twice { *args } else { Zeroable::zeroed() }])
                 }
                 Some(side) => {
                     let variant: Vec<_> = variant.into_iter().chain([("side", side)]).collect();
                     let kernel = find("linear_attention_chain_vector", &variant).expect("every variant is built");
                     let args = bytemuck::cast::<_, LinearAttentionChainVector>(*args);
-                    launch(&stream, kernel, grid, &[args, Zeroable::zeroed()])
+                    launch(&stream, kernel, grid, &[args, if case.twice { args } else { Zeroable::zeroed() }])
                 }
             }
         };

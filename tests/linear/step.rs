@@ -19,23 +19,23 @@ use lookback_suite::{
 };
 
 #[derive(Debug, Clone, Copy)]
-struct Case {
-    batch: usize,
-    tokens: usize,
-    heads: usize,
-    query_heads: usize,
-    key_heads: usize,
-    key_dim: usize,
-    value_dim: usize,
-    decay: Decay,
-    read: Read,
-    bonus: bool,
-    normalize: bool,
+pub struct Case {
+    pub batch: usize,
+    pub tokens: usize,
+    pub heads: usize,
+    pub query_heads: usize,
+    pub key_heads: usize,
+    pub key_dim: usize,
+    pub value_dim: usize,
+    pub decay: Decay,
+    pub read: Read,
+    pub bonus: bool,
+    pub normalize: bool,
     /// Elements between rows of `q`, `k`, `v` and `o`.
-    gap: usize,
+    pub gap: usize,
 }
 
-const CASE: Case = Case {
+pub const CASE: Case = Case {
     batch: 2,
     tokens: 1,
     heads: 3,
@@ -96,7 +96,7 @@ impl Case {
     }
 }
 
-fn check<T: Element>(case: Case) {
+pub fn check<T: Element>(case: Case) {
     let Case { batch, tokens, heads, query_heads, key_heads, key_dim, value_dim, .. } = case;
     let mut random = Random::new((key_dim * 1000 + value_dim + tokens) as u64);
     let positive = |v: Vec<f64>| if case.normalize { v.into_iter().map(f64::abs).collect() } else { v };

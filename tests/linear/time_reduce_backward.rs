@@ -113,7 +113,7 @@ fn backward_in<T: Element>(
     Gradients([dq.read(), dk.read(), dv.read()])
 }
 
-fn check<T: Element>(case: &Case, states: bool) {
+pub fn check<T: Element>(case: &Case, states: bool) {
     let data = Data::new::<T>(case);
     let adjoint = Adjoint::new::<T>(case, states);
     let saved = saved::<T>(case, &data);

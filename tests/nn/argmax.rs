@@ -14,7 +14,7 @@ fn run<T: Element>(x: &[f64], rows: usize, width: usize, gap: usize, shift: usiz
     out.read()
 }
 
-fn check<T: Element>(x: &[f64], rows: usize, width: usize) {
+pub fn check<T: Element>(x: &[f64], rows: usize, width: usize) {
     let expected: Vec<i32> = lookback_reference::argmax::forward(x, width).into_iter().map(|d| d as i32).collect();
     let vec = 16 / T::DTYPE.size();
     for (gap, shift) in [(0, 0), (vec, 0), (1, 1)] {

@@ -10,7 +10,7 @@ use lookback_suite::{
     random::Random,
 };
 
-fn check<T: Element>(x: &[f64], labels: &[i32], classes: usize, gap: usize, shift: usize, want_fault: u32) {
+pub fn check<T: Element>(x: &[f64], labels: &[i32], classes: usize, gap: usize, shift: usize, want_fault: u32) {
     let rows = labels.len();
     let layout = Layout::dense(rows, classes).gap(gap).shift(shift);
     let x_in = Input::<T>::new(x, layout);

@@ -20,22 +20,22 @@ use lookback_suite::{
 const EPS: f32 = 1e-5;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Weight {
+pub enum Weight {
     None,
     Same,
     F32,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Case {
-    rows: usize,
-    width: usize,
-    group: usize,
-    gap: usize,
-    shift: usize,
-    weight: Weight,
-    gate: Function,
-    norm_before_gate: bool,
+pub struct Case {
+    pub rows: usize,
+    pub width: usize,
+    pub group: usize,
+    pub gap: usize,
+    pub shift: usize,
+    pub weight: Weight,
+    pub gate: Function,
+    pub norm_before_gate: bool,
 }
 
 impl Case {
@@ -55,17 +55,17 @@ impl Case {
     }
 
     /// In both orders, one with each gate.
-    fn both(self, check: fn(Case)) {
+    pub fn both(self, check: fn(Case)) {
         check(Case { norm_before_gate: true, gate: Function::Sigmoid, ..self });
         check(Case { norm_before_gate: false, gate: Function::Silu, ..self });
     }
 }
 
-fn case(rows: usize, width: usize, group: usize) -> Case {
+pub fn case(rows: usize, width: usize, group: usize) -> Case {
     Case { rows, width, group, gap: 0, shift: 0, weight: Weight::Same, gate: Function::Silu, norm_before_gate: true }
 }
 
-fn check<T: Element>(case: Case) {
+pub fn check<T: Element>(case: Case) {
     let Case { rows, width, group, gap, shift, .. } = case;
     let mut random = Random::new((rows * 1000 + width + group) as u64);
     let (y, z) = (random.normals::<T>(rows * width), random.normals::<T>(rows * width));

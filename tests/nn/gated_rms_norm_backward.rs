@@ -20,27 +20,27 @@ use lookback_suite::{
 const EPS: f32 = 1e-5;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Weight {
+pub enum Weight {
     None,
     Same,
     F32,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Case {
-    rows: usize,
-    width: usize,
-    group: usize,
-    gap: usize,
-    shift: usize,
-    weight: Weight,
-    silu: bool,
-    norm_before_gate: bool,
+pub struct Case {
+    pub rows: usize,
+    pub width: usize,
+    pub group: usize,
+    pub gap: usize,
+    pub shift: usize,
+    pub weight: Weight,
+    pub silu: bool,
+    pub norm_before_gate: bool,
     /// Few multiprocessors make few slices of rows.
-    sm_count: u32,
+    pub sm_count: u32,
 }
 
-fn case(rows: usize, width: usize, group: usize) -> Case {
+pub fn case(rows: usize, width: usize, group: usize) -> Case {
     Case {
         rows,
         width,
@@ -84,13 +84,13 @@ impl Case {
     }
 
     /// In both orders, one with each gate.
-    fn both(self, check: fn(Case)) {
+    pub fn both(self, check: fn(Case)) {
         check(Case { norm_before_gate: true, silu: false, ..self });
         check(Case { norm_before_gate: false, silu: true, ..self });
     }
 }
 
-fn check<T: Element>(case: Case) {
+pub fn check<T: Element>(case: Case) {
     let Case { rows, width, group, gap, shift, .. } = case;
     let mut random = Random::new((rows * 1000 + width + group) as u64);
     let [y, z, dout] = [0; 3].map(|_| random.normals::<T>(rows * width));

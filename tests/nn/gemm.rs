@@ -14,33 +14,33 @@ use lookback_suite::{
 };
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Bias {
+pub enum Bias {
     None,
     Same,
     F32,
 }
 
 #[derive(Debug, Clone, Copy)]
-struct Case {
-    m: usize,
-    n: usize,
-    k: usize,
-    right: Right,
-    tile: Tile,
-    gap: usize,
-    shift: usize,
-    bias: Bias,
-    activation: Activation,
+pub struct Case {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub right: Right,
+    pub tile: Tile,
+    pub gap: usize,
+    pub shift: usize,
+    pub bias: Bias,
+    pub activation: Activation,
 }
 
 impl Case {
-    fn new(right: Right, tile: Tile, m: usize, n: usize, k: usize) -> Self {
+    pub fn new(right: Right, tile: Tile, m: usize, n: usize, k: usize) -> Self {
         Self { m, n, k, right, tile, gap: 0, shift: 0, bias: Bias::None, activation: Activation::None }
     }
 }
 
 /// Runs one product and compares; `O` is the type of `C`.
-fn check<T: Element, O: Element>(case: Case) {
+pub fn check<T: Element, O: Element>(case: Case) {
     let Case { m, n, k, right, gap, shift, activation, .. } = case;
     let mut random = Random::new((m * 10_007 + n * 101 + k) as u64);
     let (a, b) = (random.normals::<T>(m * k), random.normals::<T>(n * k));

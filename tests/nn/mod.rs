@@ -2,26 +2,26 @@
 
 #![allow(non_snake_case)] // operation__condition
 
-mod argmax;
+pub mod argmax;
 mod copy_rows;
 mod counters;
-mod cross_entropy;
+pub mod cross_entropy;
 mod decay_gate;
 mod embedding;
 mod gate;
-mod gated_rms_norm;
-mod gated_rms_norm_backward;
-mod gemm;
+pub mod gated_rms_norm;
+pub mod gated_rms_norm_backward;
+pub mod gemm;
 mod head_scale;
 mod modes;
 mod mutants;
 mod norm_mutants;
-mod pool;
-mod residual_norm;
-mod residual_norm_backward;
-mod rms_norm;
+pub mod pool;
+pub mod residual_norm;
+pub mod residual_norm_backward;
+pub mod rms_norm;
 mod rotary;
 mod short_convolution;
-mod short_convolution_backward;
+pub mod short_convolution_backward;
 mod support;
-mod taylor_map;
+pub mod taylor_map;

@@ -12,18 +12,18 @@ use lookback_suite::{
 };
 
 #[derive(Debug, Clone, Copy)]
-struct Case<'a> {
+pub struct Case<'a> {
     /// Where packed sequences begin; without them 3 sequences of 7 tokens.
-    starts: Option<&'a [i32]>,
-    width: usize,
-    gap: usize,
-    shift: usize,
-    masked: bool,
-    pooling: Pooling,
-    normalize: bool,
+    pub starts: Option<&'a [i32]>,
+    pub width: usize,
+    pub gap: usize,
+    pub shift: usize,
+    pub masked: bool,
+    pub pooling: Pooling,
+    pub normalize: bool,
 }
 
-const PACKED: Case<'_> = Case {
+pub const PACKED: Case<'_> = Case {
     starts: Some(&[0, 1, 1, 6, 40]),
     width: 48,
     gap: 0,
@@ -33,7 +33,7 @@ const PACKED: Case<'_> = Case {
     normalize: false,
 };
 
-fn check<T: Element>(case: Case<'_>) {
+pub fn check<T: Element>(case: Case<'_>) {
     let Case { starts, width, gap, shift, masked, pooling, normalize } = case;
     let what = format!("pool {} {case:?}", T::DTYPE);
     let places: Vec<usize> =

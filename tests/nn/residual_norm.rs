@@ -11,16 +11,16 @@ use lookback_suite::{
 
 /// Which tensors are there.
 #[derive(Debug, Clone, Copy)]
-struct There {
-    residual: bool,
-    x: bool,
-    params: bool,
-    sum: bool,
+pub struct There {
+    pub residual: bool,
+    pub x: bool,
+    pub params: bool,
+    pub sum: bool,
 }
 
-const ALL: There = There { residual: true, x: true, params: true, sum: true };
+pub const ALL: There = There { residual: true, x: true, params: true, sum: true };
 
-fn case<T: Element>(rows: usize, width: usize, shift: usize, center: bool, post: bool, there: There) {
+pub fn case<T: Element>(rows: usize, width: usize, shift: usize, center: bool, post: bool, there: There) {
     let what = format!("{} [{rows},{width}] shift {shift} center {center} post {post} {there:?}", T::DTYPE);
     let mut random = Random::new((rows * 1000 + width) as u64);
     // A mean much larger than the deviation: squares must be taken after it is gone.

@@ -14,23 +14,23 @@ use lookback_suite::{
 };
 
 #[derive(Debug, Clone, Copy)]
-struct Case {
-    rows: usize,
-    width: usize,
-    gap: usize,
-    shift: usize,
-    center: bool,
-    post: bool,
-    dout: bool,
-    dsum: bool,
-    weight: bool,
+pub struct Case {
+    pub rows: usize,
+    pub width: usize,
+    pub gap: usize,
+    pub shift: usize,
+    pub center: bool,
+    pub post: bool,
+    pub dout: bool,
+    pub dsum: bool,
+    pub weight: bool,
     /// Few of them give a team several rows.
-    sm_count: u32,
+    pub sm_count: u32,
     /// Of `s`, whose deviation is 1.
-    mean: f32,
+    pub mean: f32,
 }
 
-const CASE: Case = Case {
+pub const CASE: Case = Case {
     rows: 5,
     width: 48,
     gap: 0,
@@ -45,7 +45,7 @@ const CASE: Case = Case {
 };
 
 /// ds, dx, dweight and dbias.
-fn check<T: Element>(case: Case) -> [Vec<f64>; 4] {
+pub fn check<T: Element>(case: Case) -> [Vec<f64>; 4] {
     let Case { rows, width, gap, shift, center, post, .. } = case;
     let what = format!("residual_norm_backward {} {case:?}", T::DTYPE);
     let mut random = Random::new((rows * 1000 + width) as u64);

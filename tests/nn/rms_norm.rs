@@ -13,13 +13,13 @@ use lookback_suite::{
 };
 
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Weight {
+pub enum Weight {
     None,
     Same,
     F32,
 }
 
-fn case<T: Element>(rows: usize, width: usize, gap: usize, shift: usize, weight: Weight) {
+pub fn case<T: Element>(rows: usize, width: usize, gap: usize, shift: usize, weight: Weight) {
     let mut random = Random::new((rows * 1000 + width) as u64);
     let x = random.normals::<T>(rows * width);
     let layout = Layout::dense(rows, width).gap(gap).shift(shift);
@@ -78,7 +78,7 @@ fn rms_norm__bf16() {
 }
 
 /// Few multiprocessors make few slices of rows.
-fn backward<T: Element>(rows: usize, width: usize, gap: usize, shift: usize, weight: Weight, sm_count: u32) {
+pub fn backward<T: Element>(rows: usize, width: usize, gap: usize, shift: usize, weight: Weight, sm_count: u32) {
     let mut random = Random::new((rows * 1000 + width) as u64);
     let (x, dout) = (random.normals::<T>(rows * width), random.normals::<T>(rows * width));
     let values = random.uniforms::<T>(width, 0.5, 1.5);

@@ -18,23 +18,23 @@ use lookback_suite::{
 };
 
 #[derive(Debug, Clone, Copy)]
-struct Case {
-    size: [usize; 4],
-    centred: bool,
-    starts: Option<&'static [i32]>,
-    with_flags: bool,
-    with_bias: bool,
+pub struct Case {
+    pub size: [usize; 4],
+    pub centred: bool,
+    pub starts: Option<&'static [i32]>,
+    pub with_flags: bool,
+    pub with_bias: bool,
     /// The initial state, and the adjoint of the final one.
-    with_states: bool,
-    activation: Activation,
-    gap: usize,
-    shift: usize,
+    pub with_states: bool,
+    pub activation: Activation,
+    pub gap: usize,
+    pub shift: usize,
     /// Few multiprocessors make long runs.
-    sm_count: u32,
+    pub sm_count: u32,
 }
 
 /// With everything optional.
-fn case(batch: usize, tokens: usize, channels: usize, taps: usize) -> Case {
+pub fn case(batch: usize, tokens: usize, channels: usize, taps: usize) -> Case {
     Case {
         size: [batch, tokens, channels, taps],
         centred: false,
@@ -138,7 +138,7 @@ fn gradients<T: Element>(case: Case) -> (Backward, Backward) {
     (Backward { dx, dweight, dbias, dstate }, expected)
 }
 
-fn check<T: Element>(case: Case) {
+pub fn check<T: Element>(case: Case) {
     let (found, expected) = gradients::<T>(case);
     let what = format!("short_convolution backward {} {case:?}", T::DTYPE);
     let [_, _, channels, taps] = case.size;

@@ -9,7 +9,7 @@ use lookback_suite::{
     random::Random,
 };
 
-fn case<T: Element>(rows: usize, heads: usize, dim: usize, gap: usize) {
+pub fn case<T: Element>(rows: usize, heads: usize, dim: usize, gap: usize) {
     let x = Random::new((rows * 100 + dim) as u64).normals::<T>(rows * heads * dim);
     let layout = Layout::dense(rows, heads * dim).gap(gap).shift(gap % 2);
     let out_layout = Layout::dense(rows, heads * FEATURES).gap(2 * gap).shift(gap % 2);

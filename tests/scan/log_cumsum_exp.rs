@@ -23,23 +23,23 @@ use lookback_suite::{
 };
 
 #[derive(Debug, Clone)]
-struct Case {
-    batch: usize,
-    seq_len: usize,
-    channels: usize,
-    starts: Option<Vec<i32>>,
-    flags: bool,
-    states: bool,
-    reverse: bool,
+pub struct Case {
+    pub batch: usize,
+    pub seq_len: usize,
+    pub channels: usize,
+    pub starts: Option<Vec<i32>>,
+    pub flags: bool,
+    pub states: bool,
+    pub reverse: bool,
     /// Elements between tokens of `x` and `dx`.
-    gap: usize,
+    pub gap: usize,
     /// How far apart logits are.
-    spread: f64,
-    by_reads: bool,
+    pub spread: f64,
+    pub by_reads: bool,
 }
 
 impl Case {
-    fn new(batch: usize, seq_len: usize, channels: usize) -> Self {
+    pub fn new(batch: usize, seq_len: usize, channels: usize) -> Self {
         Self {
             batch,
             seq_len,
@@ -68,7 +68,7 @@ impl Case {
         dense.chunks(self.channels.max(1)).flat_map(|row| row.iter().chain(&gap)).copied().collect()
     }
 
-    fn check<T: Element>(&self) {
+    pub fn check<T: Element>(&self) {
         self.check_data::<T>(&Data::new::<T>(self));
     }
 

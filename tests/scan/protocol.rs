@@ -13,7 +13,7 @@ use lookback_suite::{
 
 const HEADER: u64 = 256;
 
-struct Protocol {
+pub struct Protocol {
     vec: usize,
     streams: usize,
     chunks: usize,
@@ -25,7 +25,7 @@ struct Protocol {
 }
 
 impl Protocol {
-    fn new(vec: usize, streams: usize, chunks: usize, window: u32, cut_every: usize) -> Self {
+    pub fn new(vec: usize, streams: usize, chunks: usize, window: u32, cut_every: usize) -> Self {
         let mut random = Random::new((vec * streams * chunks) as u64);
         let (tiles, words) = (streams * chunks, 32 * vec);
         let mut word = || random.below(u32::MAX as usize) as u32;
@@ -55,7 +55,7 @@ impl Protocol {
         want
     }
 
-    fn run(&self, workspace: &mut CudaSlice<u8>, capacity: u64) -> Vec<u32> {
+    pub fn run(&self, workspace: &mut CudaSlice<u8>, capacity: u64) -> Vec<u32> {
         let stream = device::stream();
         let (p, l, cuts, delays) = (upload(&self.p), upload(&self.l), upload(&self.cuts), upload(&self.delays));
         let mut carry = upload(&vec![0xdead_beef_u32; self.p.len()]);
@@ -87,7 +87,7 @@ impl Protocol {
     }
 }
 
-fn workspace(slots: u64) -> CudaSlice<u8> {
+pub fn workspace(slots: u64) -> CudaSlice<u8> {
     upload(&vec![0_u8; (HEADER + 4 * slots.next_multiple_of(32) + 512 * slots) as usize])
 }
 
