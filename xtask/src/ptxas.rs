@@ -1,158 +1,150 @@
-//! Assembling every kernel with NVIDIA's assembler, which needs no GPU, and holding the result to the contracts.
+//! The figures that are committed, and holding new ones to them.
 //!
-//! ptxas comes from a Python wheel in a throw-away environment below `target/`; nothing of it reaches cargo's own path.
+//! `docs/resources.json` has a line a kernel. A change of 3 % or less passes: it is noise of another scheduling. A figure
+//! that got worse by more fails; so does one that got better by more, until `cargo xtask bless` makes it the new measure.
+//! The tables for people are written from the same file.
 
-use crate::{command, root};
-use lookback_kernels::{KERNELS, Kernel};
-use std::{
-    fmt::Write,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+use crate::{
+    assemble::{self, Measured},
+    root,
+    row::{self, Row},
+    tables,
 };
+use lookback_kernels::Kernel;
+use serde_json::Value;
+use std::{collections::BTreeMap, fs};
 
-const WHEEL: &str = "nvidia-cuda-nvcc==13.0.88";
-const TARGETS: [&str; 6] = ["sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120"];
-const TABLE: &str = "docs/resources.md";
+const FIGURES: &str = "docs/resources.json";
 
-/// What ptxas used for one kernel on one target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Used {
-    registers: u32,
-    spill_bytes: u32,
-    shared_bytes: u32,
+/// Compares what ptxas gives now with what is committed, or with `bless` writes it.
+pub fn run(bless: bool) -> Result<(), String> {
+    if bless { write_all() } else { check() }
 }
 
-/// Assembles all; fails on a spill, on a budget exceeded, and on a table that is not up to date unless `bless` is set.
-pub fn run(bless: bool) -> Result<(), String> {
-    let ptxas = ptxas()?;
-    let dir = root().join("target/ptx");
-    fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-    let jobs: Vec<(&Kernel, &str)> =
-        KERNELS.iter().flat_map(|k| TARGETS.iter().filter(|t| runs(k, t)).map(move |t| (k, *t))).collect();
-    eprintln!("== ptxas: {} kernels, {} assemblies", KERNELS.len(), jobs.len());
-    let next = AtomicUsize::new(0);
-    let results = Mutex::new(vec![None; jobs.len()]);
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    std::thread::scope(|scope| {
-        for _ in 0..workers {
-            scope.spawn(|| {
-                loop {
-                    let i = next.fetch_add(1, Ordering::Relaxed);
-                    let Some((kernel, target)) = jobs.get(i) else { break };
-                    let used = assemble(&ptxas, &dir, kernel, target);
-                    results.lock().unwrap_or_else(PoisonError::into_inner)[i] = Some(used);
-                }
-            });
-        }
-    });
-    let results: Vec<Result<Used, String>> =
-        results.into_inner().unwrap_or_else(PoisonError::into_inner).into_iter().flatten().collect();
-    let mut problems: Vec<String> = results.iter().filter_map(|r| r.as_ref().err().cloned()).collect();
-    for ((kernel, target), used) in jobs.iter().zip(&results).filter_map(|(j, r)| r.as_ref().ok().map(|u| (j, u))) {
-        let Kernel { entry, budget, .. } = kernel;
-        if used.spill_bytes > 0 {
-            problems.push(format!("{entry} for {target}: spills {} bytes", used.spill_bytes));
-        }
-        if used.registers > budget.regs {
-            problems.push(format!("{entry} for {target}: {} registers, budget {}", used.registers, budget.regs));
-        }
-        let shared = used.shared_bytes + kernel.dynamic_smem;
-        if shared > budget.smem {
-            problems.push(format!("{entry} for {target}: {shared} bytes of shared memory, budget {}", budget.smem));
+/// Reads the PTX, compares what it assembles to with what is committed, and holds it to the marks.
+fn check() -> Result<(), String> {
+    crate::lint::run()?;
+    let measured = assemble::measure()?;
+    let text = read(FIGURES)?;
+    let golden = parse(&text)?;
+    let mut problems = compare(&golden, &measured);
+    let committed: Vec<Measured> =
+        measured.iter().filter_map(|(k, _)| Some((*k, golden.get(k.entry)?.clone()))).collect();
+    for (file, wanted) in tables::all(&committed) {
+        if problems.is_empty() && read(file)? != wanted {
+            problems.push(format!("{file} is not what {FIGURES} makes of it: `cargo xtask bless` writes both"));
         }
     }
+    problems.extend(crate::marks::check(&measured)?);
     if !problems.is_empty() {
         return Err(problems.join("\n"));
     }
-    let table = table(&jobs, &results);
-    let path = root().join(TABLE);
-    if bless {
-        return fs::write(&path, table).map_err(|e| format!("{TABLE}: {e}"));
-    }
-    if fs::read_to_string(&path).ok().as_deref() != Some(&table) {
-        return Err(format!("{TABLE} is not what ptxas gives now; look at the difference after `cargo xtask bless`"));
-    }
-    eprintln!("== ptxas: no spills, all within budget");
+    eprintln!("== ptxas: no spills, all within budget, no figure worse, every missed mark accounted for");
     Ok(())
 }
 
-/// A portable kernel runs on every target from its own up; an architecture-specific one on its own alone.
-fn runs(kernel: &Kernel, target: &str) -> bool {
-    if kernel.target.arch_specific {
-        return kernel.target.to_string() == target;
+/// Writes the committed figures anew, and says what got worse and what got better.
+fn write_all() -> Result<(), String> {
+    let measured = assemble::measure()?;
+    if let Ok(golden) = read(FIGURES).and_then(|text| parse(&text)) {
+        compare(&golden, &measured).iter().for_each(|line| eprintln!("{line}"));
     }
-    target.trim_start_matches("sm_").trim_end_matches('a').parse().is_ok_and(|sm: u32| sm >= kernel.target.sm)
-}
-
-fn assemble(ptxas: &Path, dir: &Path, kernel: &Kernel, target: &str) -> Result<Used, String> {
-    let text = dir.join(format!("{}.{target}.ptx", kernel.entry));
-    let title = format!("{} for {target}", kernel.entry);
-    fs::write(&text, kernel.ptx().as_bytes()).map_err(|e| format!("{title}: {e}"))?;
-    let mut command = Command::new(ptxas);
-    command.args(["--verbose", "--warning-as-error", "--gpu-name", target, "--output-file"]);
-    let log = command::capture(&title, command.arg(text.with_extension("cubin")).arg(&text))?;
-    let registers = number_before(&log, " registers").ok_or_else(|| format!("{title}: no register count in\n{log}"))?;
-    Ok(Used {
-        registers,
-        spill_bytes: number_before(&log, " bytes spill stores").unwrap_or(0)
-            + number_before(&log, " bytes spill loads").unwrap_or(0)
-            + number_before(&log, " bytes stack frame").unwrap_or(0),
-        shared_bytes: number_before(&log, " bytes smem").unwrap_or(0),
-    })
-}
-
-fn number_before(log: &str, what: &str) -> Option<u32> {
-    let before = &log[..log.find(what)?];
-    before.rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-}
-
-fn table(jobs: &[(&Kernel, &str)], results: &[Result<Used, String>]) -> String {
-    let mut text = String::from(
-        "# Resources of every kernel\n\nRegisters of a thread by target, as ptxas 13.0.88 assembles it; no kernel spills. \
-         Shared memory is static plus dynamic bytes of a block. `cargo xtask bless` writes this file, `cargo xtask ptxas` \
-         checks it.\n\n| kernel | block | shared |",
-    );
-    for target in TARGETS {
-        let _ = write!(text, " {target} |");
+    write(FIGURES, &render(&measured))?;
+    for (file, text) in tables::all(&measured) {
+        write(file, &text)?;
     }
-    text.push_str(" budget |\n|---|---|---|");
-    text.push_str(&"---|".repeat(TARGETS.len() + 1));
-    for kernel in KERNELS {
-        let used = |t: &&str| {
-            let at = jobs.iter().position(|(k, target)| k.entry == kernel.entry && target == t)?;
-            results[at].as_ref().ok().copied()
+    let problems = crate::marks::check(&measured)?;
+    if problems.is_empty() { Ok(()) } else { Err(problems.join("\n")) }
+}
+
+fn read(file: &str) -> Result<String, String> {
+    fs::read_to_string(root().join(file)).map_err(|e| format!("{file}: {e}"))
+}
+
+fn write(file: &str, text: &str) -> Result<(), String> {
+    fs::write(root().join(file), text).map_err(|e| format!("{file}: {e}"))
+}
+
+fn render(measured: &[Measured]) -> String {
+    let lines: Vec<String> =
+        measured.iter().map(|(kernel, row)| format!("\"{}\":{}", kernel.entry, row.line())).collect();
+    format!("{{\n{}\n}}\n", lines.join(",\n"))
+}
+
+fn parse(text: &str) -> Result<BTreeMap<String, Row>, String> {
+    let value: Value = serde_json::from_str(text).map_err(|e| format!("{FIGURES}: {e}"))?;
+    let rows = value.as_object().and_then(|rows| {
+        rows.iter().map(|(entry, row)| Some((entry.clone(), Row::from_json(row)?))).collect::<Option<_>>()
+    });
+    rows.ok_or_else(|| format!("{FIGURES}: not a table of whole numbers"))
+}
+
+/// A line for each figure that is not within 3 % of the committed one, and for each kernel on one side only.
+fn compare(golden: &BTreeMap<String, Row>, measured: &[(&Kernel, Row)]) -> Vec<String> {
+    let mut lines = Vec::new();
+    for (kernel, row) in measured {
+        let Some(before) = golden.get(kernel.entry) else {
+            lines.push(format!("new     {}: `cargo xtask bless`", kernel.entry));
+            continue;
         };
-        let shared = TARGETS.iter().find_map(used).map_or(0, |u| u.shared_bytes) + kernel.dynamic_smem;
-        let _ = write!(text, "\n| {} | {} | {shared} |", kernel.entry, kernel.block.iter().product::<u32>());
-        for target in TARGETS {
-            let _ = write!(text, " {} |", used(&target).map_or("-".into(), |u| u.registers.to_string()));
-        }
-        let _ = write!(text, " {} |", kernel.budget.regs);
+        let changes = row::compare(before, row);
+        lines.extend(changes.worse.iter().map(|change| format!("worse   {}: {change}", kernel.entry)));
+        lines.extend(
+            changes.better.iter().map(|change| format!("better  {}: {change}: `cargo xtask bless`", kernel.entry)),
+        );
     }
-    text.push('\n');
-    text
+    let is_measured = |entry: &String| measured.iter().any(|(k, _)| k.entry == entry);
+    lines
+        .extend(golden.keys().filter(|e| !is_measured(e)).map(|entry| format!("gone    {entry}: `cargo xtask bless`")));
+    lines
 }
 
-/// The assembler, installed on first use.
-fn ptxas() -> Result<PathBuf, String> {
-    let venv = root().join("target/ptxas-venv");
-    if let Some(found) = find(&venv, "ptxas") {
-        return Ok(found);
-    }
-    let mut create = Command::new("python3");
-    command::show("python environment", create.args(["-m", "venv"]).arg(&venv))?;
-    let mut install = Command::new(venv.join("bin/python"));
-    command::show("install ptxas", install.args(["-m", "pip", "install", "--quiet", WHEEL]))?;
-    find(&venv, "ptxas").ok_or_else(|| format!("{WHEEL} holds no ptxas"))
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use lookback_kernels::KERNELS;
 
-fn find(dir: &Path, name: &str) -> Option<PathBuf> {
-    let entries: Vec<PathBuf> = fs::read_dir(dir).ok()?.filter_map(|e| e.ok().map(|e| e.path())).collect();
-    let here = entries.iter().find(|p| p.is_file() && p.file_name().is_some_and(|n| n == name)).cloned();
-    here.or_else(|| entries.iter().filter(|p| p.is_dir() && !p.is_symlink()).find_map(|p| find(p, name)))
+    fn row(figures: &[(&str, u64)]) -> Row {
+        let mut row = Row::default();
+        figures.iter().for_each(|(name, value)| row.set(name, *value));
+        row
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let measured =
+            [(&KERNELS[0], row(&[("regs sm_80", 40), ("loop", 100)])), (&KERNELS[1], row(&[("code", 1024)]))];
+        let golden = parse(&render(&measured)).expect("just written");
+        assert_eq!(golden[KERNELS[0].entry], measured[0].1);
+        assert!(compare(&golden, &measured).is_empty());
+        assert!(parse("{\"a\":{\"loop\":-1}}").is_err() && parse("[]").is_err() && parse("{").is_err());
+    }
+
+    #[test]
+    fn three_percent_pass_and_more_is_named_with_its_size() {
+        let entry = KERNELS[0].entry;
+        let golden = BTreeMap::from([(entry.to_string(), row(&[("loop", 100), ("blocks", 4), ("code", 1000)]))]);
+        let lines = |figures: &[(&str, u64)]| compare(&golden, &[(&KERNELS[0], row(figures))]);
+        assert!(lines(&[("loop", 103), ("blocks", 4), ("code", 970)]).is_empty());
+        assert_eq!(
+            lines(&[("loop", 104), ("blocks", 4), ("code", 1000)]),
+            [format!("worse   {entry}: loop 100 -> 104 (+4.0 %)")]
+        );
+        assert!(lines(&[("loop", 96), ("blocks", 4), ("code", 1000)])[0].starts_with("better"));
+        assert!(
+            lines(&[("loop", 100), ("blocks", 3), ("code", 1000)])[0].starts_with("worse"),
+            "fewer blocks are worse"
+        );
+        assert!(lines(&[("loop", 100), ("blocks", 4), ("code", 1000), ("load 4", 1)])[0].contains("(new)"));
+    }
+
+    #[test]
+    fn kernels_on_one_side_only_are_named() {
+        let golden = BTreeMap::from([("old".to_string(), row(&[("loop", 1)]))]);
+        let lines = compare(&golden, &[(&KERNELS[0], row(&[("loop", 1)]))]);
+        assert_eq!(
+            lines,
+            [format!("new     {}: `cargo xtask bless`", KERNELS[0].entry), "gone    old: `cargo xtask bless`".into()]
+        );
+    }
 }
