@@ -1,5 +1,5 @@
-//! A folder that runs on another x86-64 Linux host without Rust: the command line, tests, benches, the conformance recorder, what runs
-//! beside other libraries, assets and `run.sh`.
+//! A folder that runs on another x86-64 Linux host without Rust, and the same packed in one file: the command line, tests, the
+//! conformance recorder, what runs beside other libraries, assets and `run.sh`.
 
 use crate::{command, command::cargo, root};
 use serde_json::Value;
@@ -12,10 +12,13 @@ use std::{
 /// What the folder's user runs.
 const RUN_SH: &str = include_str!("run.sh");
 
+/// Packages whose tests need a device: what only looks at the emulator or at files has been tested before it travels.
+const TESTED: [&str; 3] = ["lookback-suite", "lookback-cli", "lookback-ring"];
+
 /// Builds everything in release mode and copies it, stripped, into `dir`.
 pub fn run(dir: &Path) -> Result<(), String> {
     let io = |e: std::io::Error| format!("{}: {e}", dir.display());
-    for sub in ["tests", "benches", "assets"] {
+    for sub in ["tests", "assets"] {
         fs::create_dir_all(dir.join(sub)).map_err(io)?;
     }
     let commit = command::capture("git", Command::new("git").args(["rev-parse", "--short", "HEAD"]));
@@ -29,12 +32,10 @@ pub fn run(dir: &Path) -> Result<(), String> {
         copy(&release.join(program), &dir.join(program))?;
     }
     copy(&release.join("deps/liblookback_emulator.so"), &dir.join("liblookback_emulator.so"))?;
-    let kinds = [("tests", vec!["test", "--release"]), ("benches", vec!["bench", "--package", "lookback-suite"])];
-    for (sub, mut args) in kinds {
-        args.extend(["--no-run", "--message-format", "json"]);
-        for (name, path) in executables(&command::capture(sub, &mut cargo(&args))?) {
-            copy(&path, &dir.join(sub).join(name))?;
-        }
+    let mut tests = cargo(&["test", "--release", "--no-run", "--message-format", "json"]);
+    tests.args(TESTED.iter().flat_map(|package| ["--package", package]));
+    for (name, path) in executables(&command::capture("tests", &mut tests)?) {
+        copy(&path, &dir.join("tests").join(name))?;
     }
     for asset in fs::read_dir(root().join("assets")).map_err(io)?.filter_map(Result::ok) {
         fs::copy(asset.path(), dir.join("assets").join(asset.file_name())).map_err(io)?;
@@ -43,18 +44,25 @@ pub fn run(dir: &Path) -> Result<(), String> {
     let script = dir.join("run.sh");
     fs::write(&script, RUN_SH).map_err(io)?;
     command::capture("chmod", Command::new("chmod").arg("+x").arg(fs::canonicalize(&script).map_err(io)?))?;
-    eprintln!("== bundle: {} bytes in {}", size(dir), dir.display());
+    let packed = dir.with_extension("tar.gz");
+    let (folder, name) = (dir.parent().unwrap_or(Path::new(".")), dir.file_name().unwrap_or_default());
+    let absolute = std::path::absolute(folder).map_err(io)?;
+    let mut tar = Command::new("tar");
+    tar.arg("--create").arg("--gzip").arg("--file").arg(std::path::absolute(&packed).map_err(io)?);
+    command::capture("tar", tar.arg("--directory").arg(absolute).arg(name))?;
+    let bytes = fs::metadata(&packed).map_err(io)?.len();
+    eprintln!("== bundle: {} bytes in {}, {bytes} packed", size(dir), dir.display());
     Ok(())
 }
 
-/// Name and path of every integration test or bench in cargo's messages. Unit tests stay at home: they need no device.
+/// Name and path of every integration test in cargo's messages. Unit tests stay at home: they need no device.
 fn executables(messages: &str) -> Vec<(String, PathBuf)> {
     let parsed = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     parsed
         .filter_map(|message| {
             let path = PathBuf::from(message.get("executable")?.as_str()?);
             let kind = message.pointer("/target/kind/0")?.as_str()?;
-            if kind != "test" && kind != "bench" {
+            if kind != "test" {
                 return None;
             }
             let package =
