@@ -39,7 +39,7 @@ conformance() {
 }
 
 tests() {
-    for test in tests/*; do step "$(basename "$test")" 300 "$test" --test-threads=1; done
+    for test in tests/*; do step "$(basename "$test")" 600 "$test" --test-threads=1; done
 }
 
 # Memory, races and barriers of small shapes, as NVIDIA's tool sees them; it knows nothing of the emulator.
