@@ -132,7 +132,7 @@ impl Listing {
         if mine.contains(&follows) { None } else { mine.first().copied() }
     }
 
-    /// The table of an indirect branch: its register was read from the tables' bank (c[0x2]) shortly before, at an offset
+    /// The table of an indirect branch: its register was read from the tables' bank (`c[0x2]`) shortly before, at an offset
     /// that says where the table begins. It ends where that of another branch begins.
     fn table_of(&self, i: usize) -> Option<&[u32]> {
         let begin = self.table_begin(i)?;
