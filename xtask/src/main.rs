@@ -21,12 +21,12 @@ use std::{path::PathBuf, process::ExitCode};
 
 const USAGE: &str = "\
 usage: cargo xtask <command>
-  check          everything that CI runs: format, clippy, tests, docs, ptxas
+  check          everything that CI runs: format, clippy, tests, benches, peers, docs, ptxas
   lint           read every kernel's PTX for mistakes that a test may not see
   ptxas          lint; assemble every kernel for every target; compare figures and marks with what is committed
   bless          assemble, and rewrite docs/resources.json, docs/resources.md and docs/sass.md
   report         which kernels miss which mark, and why that is accepted
-  bundle DIR     executables, assets and run.sh for a host without Rust";
+  bundle DIR     executables, assets and run.sh for a host without Rust, as a folder and packed";
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
